@@ -1,0 +1,168 @@
+package serve
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/engine/keeper"
+)
+
+// watch waits for the end of a process, whoever its parent is, without
+// holding a thread: a pidfd in the runtime's poller.
+type watch struct{ file *os.File }
+
+func newWatch(pid int) (*watch, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	return &watch{os.NewFile(uintptr(fd), "pidfd")}, nil
+}
+
+func (w *watch) close() { _ = w.file.Close() }
+
+// wait returns when the process has exited (and is perhaps not yet reaped).
+func (w *watch) wait() error { return w.poll(unix.POLLIN) }
+
+func (w *watch) poll(events int16) error {
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: events}}
+		n, err := unix.Poll(p, 0)
+		return err == nil && n > 0
+	})
+}
+
+// attend waits for a process's end, says so, and keeps its pipes until it is deleted.
+func (k *server) attend(c *container, p *process, w *watch) {
+	defer w.close()
+	if err := w.wait(); err != nil {
+		k.log.Error("process not watched", "container", c.id, "error", err)
+	}
+	now := time.Now()
+	e := keeper.Exit{Ref: p.Ref, Pid: p.Pid, Time: now}
+	if p.lib != nil {
+		e.Code = reap(p)
+	} else {
+		e.Code, e.Unknown = w.code()
+	}
+	if p.Exec == "" {
+		if c.shared {
+			// Without a pid namespace nobody else ends what the first left behind.
+			_ = c.signalAll(unix.SIGKILL)
+		}
+		e.OOM = oomKilled(c.cgroups)
+	}
+	c.mu.Lock()
+	p.Exit = &e
+	if err := write(k.procPath(p.Ref), p.Process); err != nil {
+		k.log.Error("record not written", "container", c.id, "error", err)
+	}
+	c.mu.Unlock()
+	k.publish(e)
+	close(p.gone)
+}
+
+// reap takes the exit code of our own child, which has exited: it does not block.
+func reap(p *process) int {
+	state, err := p.lib.Wait()
+	if state == nil {
+		var exit interface{ ExitCode() int }
+		if errors.As(err, &exit) {
+			return exit.ExitCode()
+		}
+		return 137
+	}
+	if ws, ok := state.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return state.ExitCode()
+}
+
+// pidfdInfo is struct pidfd_info of linux/pidfd.h (kernel 6.15).
+type pidfdInfo struct {
+	Mask, CgroupID                                                    uint64
+	Pid, Tgid, Ppid, RUID, RGID, EUID, EGID, SUID, SGID, FSUID, FSGID uint32
+	ExitCode                                                          int32
+	CoredumpMask, CoredumpSignal                                      uint32
+}
+
+const (
+	pidfdInfoExit = 1 << 3
+	// _IOWR(0xFF, 11, struct pidfd_info), of the first published size of 64 bytes
+	// and of ours; the kernel takes any size from the first on.
+	pidfdGetInfo = 3<<30 | 0xFF<<8 | 11 | unsafe.Sizeof(pidfdInfo{})<<16
+	reapLimit    = 2 * time.Second
+)
+
+// code asks the kernel for the exit code of a process whose parent is another.
+// The kernel has it once that parent has reaped it.
+func (w *watch) code() (code int, unknown bool) {
+	_ = w.file.SetReadDeadline(time.Now().Add(reapLimit))
+	_ = w.poll(unix.POLLHUP)
+	info := pidfdInfo{Mask: pidfdInfoExit}
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return 137, true
+	}
+	var errno syscall.Errno
+	_ = raw.Control(func(fd uintptr) {
+		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
+	})
+	if errno != 0 || info.Mask&pidfdInfoExit == 0 {
+		return 137, true
+	}
+	if ws := syscall.WaitStatus(info.ExitCode); ws.Signaled() {
+		return 128 + int(ws.Signal()), false
+	} else {
+		return ws.ExitStatus(), false
+	}
+}
+
+// startTime is field 22 of /proc/<pid>/stat: clock ticks since boot.
+func startTime(pid int) uint64 {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0
+	}
+	// The name in parentheses may hold anything; fields are counted after it.
+	i := bytes.LastIndexByte(b, ')')
+	if i < 0 {
+		return 0
+	}
+	fields := strings.Fields(string(b[i+1:]))
+	if len(fields) < 20 {
+		return 0
+	}
+	n, _ := strconv.ParseUint(fields[19], 10, 64)
+	return n
+}
+
+// oomKilled tells whether the kernel has killed anything in the cgroup for memory.
+func oomKilled(cgroups map[string]string) bool {
+	file := cgroups["memory"] + "/memory.oom_control"
+	if unified, ok := cgroups[""]; ok && cgroups["memory"] == "" {
+		file = unified + "/memory.events"
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	for _, l := range strings.Split(string(b), "\n") {
+		if n, ok := strings.CutPrefix(l, "oom_kill "); ok {
+			return n != "0"
+		}
+	}
+	return false
+}
