@@ -1,0 +1,308 @@
+// Package task runs containers' processes: it implements core's Runtime over
+// a keeper that is their parent. It writes OCI runtime specifications, reads
+// counters from cgroups and words failures as clients expect them. It must
+// not know images, networks or logs.
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/lib/fault"
+	"github.com/berth-project/berth/lib/host"
+)
+
+// Keeper is the resident parent of all containers.
+type Keeper interface {
+	Create(ctx context.Context, id string, s *specs.Spec, streams Streams) (Started, error)
+	Start(ctx context.Context, id string) error
+	Exec(ctx context.Context, id, execID string, p *specs.Process, streams Streams) (Started, error)
+	Kill(ctx context.Context, id, execID string, signal int) error
+	Resize(ctx context.Context, id, execID string, height, width uint16) error
+	CloseStdin(ctx context.Context, id, execID string) error
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	Update(ctx context.Context, id string, r *specs.LinuxResources) error
+	Pids(ctx context.Context, id string) ([]int, error)
+	Delete(ctx context.Context, id, execID string) error
+	Pipes(ctx context.Context, id, execID string) (container.Pipes, error)
+	List(ctx context.Context) ([]Process, error)
+	Ack(ctx context.Context, id, execID string) error
+	Exits() <-chan container.Exit
+}
+
+// Streams says what a process wants.
+type Streams struct{ TTY, Stdin, Stdout, Stderr bool }
+
+// Started is a process that was made.
+type Started struct {
+	Pid     int
+	Pipes   container.Pipes
+	Cgroups map[string]string // controller ("" on v2) to path
+}
+
+// Process is one that the keeper knows.
+type Process struct {
+	container.Task
+	ExecID  string
+	Cgroups map[string]string
+}
+
+// Options of a Runtime.
+type Options struct {
+	Keeper          Keeper
+	CgroupParent    string // "/berth"; a slice with Systemd
+	Systemd         bool
+	InitPath        string // of a small init (tini); "" where none is installed
+	SeccompProfile  string // "" is moby's default; "unconfined"; else the profile's text
+	NoNewPrivileges bool
+	Logger          *slog.Logger
+}
+
+// Runtime implements container.Runtime.
+type Runtime struct {
+	o        Options
+	log      *slog.Logger
+	facts    facts
+	profiles sync.Map // capabilities → seccomp profile
+
+	mu      sync.Mutex
+	cgroups map[container.ID]map[string]string
+}
+
+type facts struct {
+	cgroup2      bool
+	sysResource  bool
+	seccomp      bool
+	oomScore     int
+	capabilities []string
+	rlimits      map[string]uint64 // hard limits of this process
+	cpus         int
+}
+
+// New looks at the host and finds the containers that run.
+func New(o Options) (*Runtime, error) {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	h := host.Look()
+	caps, err := knownCapabilities()
+	if err != nil {
+		return nil, err
+	}
+	r := &Runtime{o: o, log: o.Logger, cgroups: map[container.ID]map[string]string{}, facts: facts{
+		cgroup2: h.CgroupMode == host.CgroupV2, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
+		capabilities: caps, rlimits: hardLimits(), oomScore: ownOOMScore(),
+	}}
+	all, err := o.Keeper.List(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range all {
+		if p.ExecID == "" {
+			r.cgroups[p.ID] = p.Cgroups
+		}
+	}
+	return r, nil
+}
+
+// Create makes the first process of a container, stopped before its program.
+func (r *Runtime) Create(ctx context.Context, b container.Bundle) (int, container.Pipes, error) {
+	c := b.Container
+	s, err := r.spec(b)
+	if err != nil {
+		return 0, container.Pipes{}, err
+	}
+	started, err := r.o.Keeper.Create(ctx, string(c.ID), s, Streams{TTY: c.Spec.TTY, Stdin: c.Spec.OpenStdin, Stdout: true, Stderr: !c.Spec.TTY})
+	if err != nil {
+		return 0, container.Pipes{}, word("failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: ", err)
+	}
+	r.mu.Lock()
+	r.cgroups[c.ID] = started.Cgroups
+	r.mu.Unlock()
+	return started.Pid, started.Pipes, nil
+}
+
+// word gives a failure the text by which docker's clients tell a missing
+// program (exit code 127) from one that may not run (126).
+func word(prefix string, err error) error {
+	text := err.Error()
+	var class error = fault.ErrInternal
+	switch {
+	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory"):
+		class = fault.ErrNotFound
+	case strings.Contains(text, "permission denied"), strings.Contains(text, "is a directory"):
+		class = fault.ErrPermission
+	case errors.Is(err, fault.ErrUnavailable):
+		return err
+	case errors.Is(err, fault.ErrInvalid):
+		class = fault.ErrInvalid
+	}
+	return &fault.Error{Class: class, Msg: prefix + text}
+}
+
+// Start lets the first process run its program.
+func (r *Runtime) Start(ctx context.Context, id container.ID) error {
+	if err := r.o.Keeper.Start(ctx, string(id)); err != nil {
+		return word("failed to start task for container: ", err)
+	}
+	return nil
+}
+
+// Exec starts a further process. c is the container it runs in.
+func (r *Runtime) Exec(ctx context.Context, id container.ID, execID string, c container.Container, s container.ExecSpec) (int, container.Pipes, error) {
+	var none container.Pipes
+	cwd := s.WorkingDir
+	if cwd == "" {
+		cwd = c.Spec.WorkingDir
+	}
+	name := s.User
+	if name == "" {
+		name = c.Spec.User
+	}
+	p, err := r.process(fmt.Sprintf("/proc/%d/root", c.State.Pid), c, processSpec{
+		args: s.Cmd, env: append(append([]string(nil), c.Spec.Env...), s.Env...), user: name, cwd: cwd,
+		tty: s.TTY, privileged: s.Privileged || c.Spec.Privileged, size: s.ConsoleSize,
+	})
+	if err != nil {
+		return 0, none, err
+	}
+	if s.Privileged {
+		p.ApparmorProfile = ""
+	}
+	started, err := r.o.Keeper.Exec(ctx, string(id), execID, p, Streams{TTY: s.TTY, Stdin: s.Stdin, Stdout: true, Stderr: !s.TTY})
+	if err != nil {
+		return 0, none, word("OCI runtime exec failed: exec failed: ", err)
+	}
+	return started.Pid, started.Pipes, nil
+}
+
+// Pipes gives the streams of a process found again after a restart.
+func (r *Runtime) Pipes(ctx context.Context, id container.ID, execID string) (container.Pipes, error) {
+	return r.o.Keeper.Pipes(ctx, string(id), execID)
+}
+
+// Kill sends a signal to one process.
+func (r *Runtime) Kill(ctx context.Context, id container.ID, execID string, sig syscall.Signal) error {
+	return r.o.Keeper.Kill(ctx, string(id), execID, int(sig))
+}
+
+// Resize sets a terminal's size in characters.
+func (r *Runtime) Resize(ctx context.Context, id container.ID, execID string, height, width uint16) error {
+	return r.o.Keeper.Resize(ctx, string(id), execID, height, width)
+}
+
+// CloseStdin lets a process see the end of its input.
+func (r *Runtime) CloseStdin(ctx context.Context, id container.ID, execID string) error {
+	return r.o.Keeper.CloseStdin(ctx, string(id), execID)
+}
+
+// Pause freezes a container.
+func (r *Runtime) Pause(ctx context.Context, id container.ID) error {
+	return r.o.Keeper.Pause(ctx, string(id))
+}
+
+// Resume thaws it.
+func (r *Runtime) Resume(ctx context.Context, id container.ID) error {
+	return r.o.Keeper.Resume(ctx, string(id))
+}
+
+// Update changes the limits of a running container.
+func (r *Runtime) Update(ctx context.Context, c container.Container, res container.Resources) error {
+	out, err := limits(res)
+	if err != nil {
+		return err
+	}
+	return r.o.Keeper.Update(ctx, string(c.ID), out)
+}
+
+// Pids lists a container's processes as the host numbers them.
+func (r *Runtime) Pids(ctx context.Context, id container.ID) ([]int, error) {
+	return r.o.Keeper.Pids(ctx, string(id))
+}
+
+// Delete forgets an exited process; what may be left of a container is killed.
+func (r *Runtime) Delete(ctx context.Context, id container.ID, execID string) error {
+	err := r.o.Keeper.Delete(ctx, string(id), execID)
+	if execID == "" && err == nil {
+		r.mu.Lock()
+		delete(r.cgroups, id)
+		r.mu.Unlock()
+	}
+	return err
+}
+
+// Tasks lists all first processes that are known.
+func (r *Runtime) Tasks(ctx context.Context) ([]container.Task, error) {
+	all, err := r.o.Keeper.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var tasks []container.Task
+	for _, p := range all {
+		if p.ExecID == "" {
+			tasks = append(tasks, p.Task)
+		}
+	}
+	return tasks, nil
+}
+
+// Exits delivers each exit, those first that happened while nobody listened.
+// Each is acknowledged to the keeper once the receiver has taken it; until the
+// process is deleted, Tasks still tells of it.
+func (r *Runtime) Exits(ctx context.Context) <-chan container.Exit {
+	out := make(chan container.Exit)
+	go func() {
+		defer close(out)
+		for {
+			select {
+			case e := <-r.o.Keeper.Exits():
+				select {
+				case out <- e:
+				case <-ctx.Done():
+					return
+				}
+				if err := r.o.Keeper.Ack(ctx, string(e.ContainerID), e.ExecID); err != nil && ctx.Err() == nil {
+					r.log.Warn("exit not acknowledged", "container", e.ContainerID, "error", err)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+func hardLimits() map[string]uint64 {
+	limits := map[string]uint64{}
+	for name, kind := range map[string]int{
+		"CORE": unix.RLIMIT_CORE, "CPU": unix.RLIMIT_CPU, "DATA": unix.RLIMIT_DATA, "FSIZE": unix.RLIMIT_FSIZE, "LOCKS": unix.RLIMIT_LOCKS,
+		"MEMLOCK": unix.RLIMIT_MEMLOCK, "MSGQUEUE": unix.RLIMIT_MSGQUEUE, "NICE": unix.RLIMIT_NICE, "NOFILE": unix.RLIMIT_NOFILE,
+		"NPROC": unix.RLIMIT_NPROC, "RSS": unix.RLIMIT_RSS, "RTPRIO": unix.RLIMIT_RTPRIO, "RTTIME": unix.RLIMIT_RTTIME,
+		"SIGPENDING": unix.RLIMIT_SIGPENDING, "STACK": unix.RLIMIT_STACK, "AS": unix.RLIMIT_AS,
+	} {
+		var l unix.Rlimit
+		if unix.Getrlimit(kind, &l) == nil {
+			limits["RLIMIT_"+name] = l.Max
+		}
+	}
+	return limits
+}
+
+func ownOOMScore() (score int) {
+	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err == nil {
+		_, _ = fmt.Sscan(string(b), &score)
+	}
+	return score
+}
