@@ -133,6 +133,7 @@ type CommitInput struct {
 	Config                     container.ImageConfig
 	Comment, Author, Reference string
 	ContainerName              string
+	Changes                    []string // Dockerfile instructions
 }
 
 // DistributionInfo is what a registry tells of a reference.

@@ -1,0 +1,109 @@
+package containerd
+
+import (
+	"context"
+	"io/fs"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/pkg/rootfs"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/core/image"
+	"github.com/berth-project/berth/format/dockerchange"
+	"github.com/berth-project/berth/lib/fault"
+)
+
+func rdev(info fs.FileInfo) uint64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Rdev
+	}
+	return 1
+}
+
+// Commit makes an image of a container's root and returns its id.
+func (l *Library) Commit(ctx context.Context, o image.CommitInput) (string, error) {
+	name := ""
+	if o.Reference != "" {
+		var err error
+		if name, err = parseTag(o.Reference); err != nil {
+			return "", err
+		}
+	}
+	var spec dockerspec.DockerOCIImage
+	var layers []ocispec.Descriptor
+	if o.ParentID != "" {
+		_, t, err := l.find(o.ParentID)
+		if err != nil {
+			return "", err
+		}
+		spec = t.spec
+		spec.History, spec.RootFS.DiffIDs = slices.Clone(t.spec.History), slices.Clone(t.spec.RootFS.DiffIDs)
+		layers = slices.Clone(t.layers)
+	} else {
+		spec.OS, spec.Architecture = "linux", hostArch
+		spec.RootFS.Type = "layers"
+	}
+	spec.Config = dockerConfig(o.Config)
+	if err := dockerchange.Apply(&spec.Config, o.Changes); err != nil {
+		return "", fault.Invalidf("%w", err)
+	}
+	ctx, done, err := l.lease(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer done()
+	layer, err := rootfs.CreateDiff(ctx, string(o.ContainerID), l.c.SnapshotService(l.sn), l.c.DiffService(), diff.WithMediaType(ocispec.MediaTypeImageLayerGzip))
+	if err != nil {
+		return "", err
+	}
+	info, err := l.c.ContentStore().Info(ctx, layer.Digest)
+	if err != nil {
+		return "", err
+	}
+	diffID, err := digest.Parse(info.Labels["containerd.io/uncompressed"])
+	if err != nil {
+		return "", err
+	}
+	layer.MediaType = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+	now := time.Now().UTC()
+	spec.Created, spec.Author = &now, o.Author
+	spec.RootFS.DiffIDs = append(spec.RootFS.DiffIDs, diffID)
+	spec.History = append(spec.History, ocispec.History{Created: &now, Author: o.Author, Comment: o.Comment, CreatedBy: strings.Join(append(slices.Clone(o.Config.Entrypoint), o.Config.Cmd...), " ")})
+	t, err := l.write(ctx, name, spec, dockerExtra{Parent: o.ParentID, Comment: o.Comment}, append(layers, layer))
+	if err != nil {
+		return "", err
+	}
+	if name != "" {
+		l.publish("tag", t.id, map[string]string{"name": familiar(name)})
+	}
+	return t.id, nil
+}
+
+func dockerConfig(c container.ImageConfig) dockerspec.DockerOCIImageConfig {
+	var out dockerspec.DockerOCIImageConfig
+	out.User, out.Env, out.Entrypoint, out.Cmd, out.WorkingDir, out.Labels = c.User, c.Env, c.Entrypoint, c.Cmd, c.WorkingDir, c.Labels
+	out.StopSignal, out.OnBuild, out.Shell = c.StopSignal, c.OnBuild, c.Shell
+	for _, p := range c.ExposedPorts {
+		if out.ExposedPorts == nil {
+			out.ExposedPorts = map[string]struct{}{}
+		}
+		out.ExposedPorts[portText(p)] = struct{}{}
+	}
+	for _, v := range c.Volumes {
+		if out.Volumes == nil {
+			out.Volumes = map[string]struct{}{}
+		}
+		out.Volumes[v] = struct{}{}
+	}
+	if h := c.Health; h != nil {
+		out.Healthcheck = &dockerspec.HealthcheckConfig{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries}
+	}
+	return out
+}

@@ -1,0 +1,268 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/lib/fault"
+)
+
+// RootFS makes containers' root file systems: one snapshot each, mounted at
+// dir/<id>. It implements core's container.RootFS.
+type RootFS struct {
+	l   *Library
+	dir string
+
+	mu     sync.Mutex
+	counts map[container.ID]int // how many hold the mount
+}
+
+// NewRootFS finds mounts that an earlier daemon left: they count once, for the
+// running container that holds them.
+func NewRootFS(l *Library, dir string) (*RootFS, error) {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return nil, err
+	}
+	r := &RootFS{l: l, dir: dir, counts: map[container.ID]int{}}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range mounts {
+		if filepath.Dir(m.Mountpoint) == filepath.Clean(dir) {
+			r.counts[container.ID(filepath.Base(m.Mountpoint))] = 1
+		}
+	}
+	return r, nil
+}
+
+func (r *RootFS) snapshots() snapshots.Snapshotter { return r.l.c.SnapshotService(r.l.sn) }
+
+// Prepare makes a writable snapshot over an image ("" is an empty root).
+func (r *RootFS) Prepare(ctx context.Context, id container.ID, imageID string, storageOpt map[string]string) error {
+	if len(storageOpt) > 0 {
+		return fault.Invalidf("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
+	}
+	parent := ""
+	if imageID != "" {
+		_, t, err := r.l.find(imageID)
+		if err != nil {
+			return err
+		}
+		parent = t.chain.String()
+	}
+	// A root for the garbage collector: the container's row owns it.
+	label := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": time.Now().UTC().Format(time.RFC3339)})
+	_, err := r.snapshots().Prepare(in(ctx), string(id), parent, label)
+	return err
+}
+
+// Mount gives the mounted root; each call needs an Unmount.
+func (r *RootFS) Mount(ctx context.Context, id container.ID) (string, error) {
+	target := filepath.Join(r.dir, string(id))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.counts[id] > 0 {
+		r.counts[id]++
+		return target, nil
+	}
+	mounts, err := r.snapshots().Mounts(in(ctx), string(id))
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		return "", err
+	}
+	if err := mount.All(mounts, target); err != nil {
+		return "", errors.Join(fmt.Errorf("mount root of %s: %w", id.Short(), err), os.Remove(target))
+	}
+	r.counts[id] = 1
+	return target, nil
+}
+
+// Unmount gives one Mount back.
+func (r *RootFS) Unmount(_ context.Context, id container.ID) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.counts[id] > 1 {
+		r.counts[id]--
+		return nil
+	}
+	if r.counts[id] == 0 {
+		return nil
+	}
+	delete(r.counts, id)
+	target := filepath.Join(r.dir, string(id))
+	if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount root of %s: %w", id.Short(), err)
+	}
+	if err := os.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Remove deletes the snapshot with all that was written to it.
+func (r *RootFS) Remove(ctx context.Context, id container.ID) error {
+	r.mu.Lock()
+	if r.counts[id] > 0 {
+		r.counts[id] = 1
+	}
+	r.mu.Unlock()
+	if err := r.Unmount(ctx, id); err != nil {
+		return err
+	}
+	if err := r.snapshots().Remove(in(ctx), string(id)); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
+
+// Usage gives the bytes of the writable layer and of the whole root.
+func (r *RootFS) Usage(ctx context.Context, id container.ID) (writable, total int64, err error) {
+	u, err := r.snapshots().Usage(in(ctx), string(id))
+	if err != nil {
+		return 0, 0, err
+	}
+	total = u.Size
+	info, err := r.snapshots().Stat(in(ctx), string(id))
+	for err == nil && info.Parent != "" {
+		var below snapshots.Usage
+		if below, err = r.snapshots().Usage(in(ctx), info.Parent); err == nil {
+			total += below.Size
+			info, err = r.snapshots().Stat(in(ctx), info.Parent)
+		}
+	}
+	return u.Size, total, err
+}
+
+// Layers gives the paths that inspect shows as GraphDriver data.
+func (r *RootFS) Layers(ctx context.Context, id container.ID) (map[string]string, error) {
+	mounts, err := r.snapshots().Mounts(in(ctx), string(id))
+	if err != nil {
+		return nil, err
+	}
+	data := overlayData(mounts)
+	data["MergedDir"] = filepath.Join(r.dir, string(id))
+	return data, nil
+}
+
+func overlayData(mounts []mount.Mount) map[string]string {
+	data := map[string]string{}
+	for _, m := range mounts {
+		if m.Type == "bind" {
+			data["UpperDir"] = m.Source
+		}
+		for _, o := range m.Options {
+			k, v, _ := strings.Cut(o, "=")
+			switch k {
+			case "lowerdir":
+				data["LowerDir"] = v
+			case "upperdir":
+				data["UpperDir"] = v
+			case "workdir":
+				data["WorkDir"] = v
+			}
+		}
+	}
+	return data
+}
+
+// layerPaths gives the same for an image.
+func (l *Library) layerPaths(ctx context.Context, t *target) map[string]string {
+	if t.chain == "" {
+		return nil
+	}
+	key := "view-" + t.id
+	sn := l.c.SnapshotService(l.sn)
+	mounts, err := sn.View(in(ctx), key, t.chain.String())
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = sn.Remove(in(context.WithoutCancel(ctx)), key) }()
+	data := overlayData(mounts)
+	if upper, rest, ok := strings.Cut(data["LowerDir"], ":"); ok {
+		data["UpperDir"], data["LowerDir"] = upper, rest
+	} else if data["UpperDir"] == "" {
+		data["UpperDir"] = data["LowerDir"]
+		delete(data, "LowerDir")
+	}
+	return data
+}
+
+// Changes lists what differs from the image, by looking at the upper layer
+// (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
+func (r *RootFS) Changes(ctx context.Context, id container.ID) ([]container.Change, error) {
+	data, err := r.Layers(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	upper := data["UpperDir"]
+	if upper == "" {
+		return nil, fault.Unsupportedf("changes are known only with the overlay snapshotter")
+	}
+	var lower []string
+	if data["LowerDir"] != "" {
+		lower = strings.Split(data["LowerDir"], ":")
+	}
+	below := func(rel string) bool {
+		for _, dir := range lower {
+			info, err := os.Lstat(filepath.Join(dir, rel))
+			if err == nil {
+				return !whiteout(info)
+			}
+		}
+		return false
+	}
+	var list []container.Change
+	err = filepath.WalkDir(upper, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		rel := strings.TrimPrefix(path, upper)
+		if rel == "" {
+			return nil
+		}
+		info, err := e.Info()
+		if err != nil {
+			return err
+		}
+		kind := 1
+		switch {
+		case whiteout(info):
+			kind = 2
+		case below(rel):
+			kind = 0
+		}
+		list = append(list, container.Change{Path: rel, Kind: kind})
+		return nil
+	})
+	slices.SortFunc(list, func(a, b container.Change) int { return strings.Compare(a.Path, b.Path) })
+	return list, err
+}
+
+func whiteout(info fs.FileInfo) bool {
+	st, ok := info.Sys().(*unix.Stat_t)
+	if !ok {
+		return info.Mode()&os.ModeCharDevice != 0 && rdev(info) == 0
+	}
+	return st.Rdev == 0 && info.Mode()&os.ModeCharDevice != 0
+}

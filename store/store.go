@@ -1,0 +1,279 @@
+// Package store remembers: one SQLite database under the data root holds
+// Berth's own objects as JSON by id. A Put that has returned is on disk.
+// It knows how to keep values, not what they mean.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+
+	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/core/network"
+	"github.com/berth-project/berth/core/volume"
+)
+
+// migrations run once each, in order; their number is the schema's version.
+var migrations = []string{
+	`CREATE TABLE object (kind TEXT NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (kind, id)) WITHOUT ROWID, STRICT;`,
+}
+
+// Kinds of objects.
+const (
+	kindContainer = "container"
+	kindNetwork   = "network"
+	kindVolume    = "volume"
+	kindMeta      = "meta"
+)
+
+// batchLimit bounds the writes that share one transaction.
+const batchLimit = 256
+
+// Store is the open database. All methods are safe for concurrent use; writes
+// that come together share one transaction, and so one wait for the disk.
+type Store struct {
+	db     *sql.DB
+	log    *slog.Logger
+	writes chan write
+	done   sync.WaitGroup
+	mu     sync.RWMutex // held for reading while a write is handed over
+	closed bool
+}
+
+type write struct {
+	kind, id string
+	body     []byte // nil deletes
+	result   chan error
+}
+
+// Open opens or makes the database at path.
+func Open(ctx context.Context, path string, log *slog.Logger) (*Store, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	pragmas := url.Values{"_pragma": {"journal_mode(WAL)", "synchronous(FULL)", "busy_timeout(5000)"}}
+	db, err := sql.Open("sqlite", "file:"+path+"?"+pragmas.Encode())
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(1) // one writer; values are small and callers keep them in memory
+	s := &Store{db: db, log: log, writes: make(chan write, batchLimit)}
+	if err := s.migrate(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	s.done.Add(1)
+	go s.commit()
+	return s, nil
+}
+
+func (s *Store) migrate(ctx context.Context) error {
+	var version int
+	if err := s.db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return err
+	}
+	if version > len(migrations) {
+		return fmt.Errorf("the database was written by a newer Berth (schema %d, this one knows %d)", version, len(migrations))
+	}
+	for ; version < len(migrations); version++ {
+		tx, err := s.db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, migrations[version])
+		if err == nil {
+			_, err = tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version+1))
+		}
+		if err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+		if err := tx.Commit(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close finishes what was handed over and closes the database.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	close(s.writes)
+	s.mu.Unlock()
+	s.done.Wait()
+	return s.db.Close()
+}
+
+// commit writes what has gathered while the last transaction ran.
+func (s *Store) commit() {
+	defer s.done.Done()
+	for first := range s.writes {
+		batch := []write{first}
+	gather:
+		for len(batch) < batchLimit {
+			select {
+			case w, ok := <-s.writes:
+				if !ok {
+					break gather
+				}
+				batch = append(batch, w)
+			default:
+				break gather
+			}
+		}
+		err := s.apply(batch)
+		for _, w := range batch {
+			w.result <- err
+		}
+	}
+}
+
+func (s *Store) apply(batch []write) error {
+	tx, err := s.db.Begin()
+	if err != nil {
+		return err
+	}
+	for _, w := range batch {
+		if w.body == nil {
+			_, err = tx.Exec("DELETE FROM object WHERE kind = ? AND id = ?", w.kind, w.id)
+		} else {
+			_, err = tx.Exec("INSERT INTO object (kind, id, body) VALUES (?, ?, ?) ON CONFLICT (kind, id) DO UPDATE SET body = excluded.body", w.kind, w.id, w.body)
+		}
+		if err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+	}
+	return tx.Commit()
+}
+
+func (s *Store) put(ctx context.Context, kind, id string, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return s.write(ctx, write{kind: kind, id: id, body: body, result: make(chan error, 1)})
+}
+
+func (s *Store) remove(ctx context.Context, kind, id string) error {
+	return s.write(ctx, write{kind: kind, id: id, result: make(chan error, 1)})
+}
+
+func (s *Store) write(ctx context.Context, w write) error {
+	s.mu.RLock()
+	if s.closed {
+		s.mu.RUnlock()
+		return errors.New("the store is closed")
+	}
+	select {
+	case s.writes <- w:
+	case <-ctx.Done():
+		s.mu.RUnlock()
+		return ctx.Err()
+	}
+	s.mu.RUnlock()
+	// Handed over, it will be written: its result is waited for even if the caller goes.
+	if err := <-w.result; err != nil {
+		return fmt.Errorf("store %s %s: %w", w.kind, w.id, err)
+	}
+	return nil
+}
+
+func all[T any](ctx context.Context, s *Store, kind string) ([]T, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT body FROM object WHERE kind = ? ORDER BY id", kind)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var list []T
+	for rows.Next() {
+		var body []byte
+		if err := rows.Scan(&body); err != nil {
+			return nil, err
+		}
+		var v T
+		if err := json.Unmarshal(body, &v); err != nil {
+			return nil, fmt.Errorf("read %s: %w", kind, err)
+		}
+		list = append(list, v)
+	}
+	return list, rows.Err()
+}
+
+// PutContainer remembers a container.
+func (s *Store) PutContainer(ctx context.Context, c container.Container) error {
+	return s.put(ctx, kindContainer, string(c.ID), c)
+}
+
+// DeleteContainer forgets it; one that is not there is no error.
+func (s *Store) DeleteContainer(ctx context.Context, id container.ID) error {
+	return s.remove(ctx, kindContainer, string(id))
+}
+
+// Containers gives all containers.
+func (s *Store) Containers(ctx context.Context) ([]container.Container, error) {
+	return all[container.Container](ctx, s, kindContainer)
+}
+
+// PutNetwork remembers a network.
+func (s *Store) PutNetwork(ctx context.Context, n network.Network) error {
+	return s.put(ctx, kindNetwork, n.ID, n)
+}
+
+// DeleteNetwork forgets it.
+func (s *Store) DeleteNetwork(ctx context.Context, id string) error {
+	return s.remove(ctx, kindNetwork, id)
+}
+
+// Networks gives all networks.
+func (s *Store) Networks(ctx context.Context) ([]network.Network, error) {
+	return all[network.Network](ctx, s, kindNetwork)
+}
+
+// PutVolume remembers a volume.
+func (s *Store) PutVolume(ctx context.Context, v volume.Volume) error {
+	return s.put(ctx, kindVolume, v.Name, v)
+}
+
+// DeleteVolume forgets it.
+func (s *Store) DeleteVolume(ctx context.Context, name string) error {
+	return s.remove(ctx, kindVolume, name)
+}
+
+// Volumes gives all volumes.
+func (s *Store) Volumes(ctx context.Context) ([]volume.Volume, error) {
+	return all[volume.Volume](ctx, s, kindVolume)
+}
+
+// Meta gives a value about the store itself, made by fresh where there is none.
+func (s *Store) Meta(ctx context.Context, key string, fresh func() string) (string, error) {
+	var body []byte
+	err := s.db.QueryRowContext(ctx, "SELECT body FROM object WHERE kind = ? AND id = ?", kindMeta, key).Scan(&body)
+	if errors.Is(err, sql.ErrNoRows) {
+		v := fresh()
+		return v, s.put(ctx, kindMeta, key, v)
+	}
+	if err != nil {
+		return "", err
+	}
+	var v string
+	err = json.Unmarshal(body, &v)
+	return v, err
+}
