@@ -1,0 +1,170 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/berth-project/berth/core/filter"
+	"github.com/berth-project/berth/lib/fault"
+)
+
+// Remove takes a container away with all that belongs to it.
+func (s *Service) Remove(ctx context.Context, id string, o RemoveOptions) error {
+	e, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	if o.Link {
+		return fault.Unsupportedf("removing a link by its name is not supported")
+	}
+	return s.remove(context.WithoutCancel(ctx), e, o)
+}
+
+func (s *Service) remove(ctx context.Context, e *entry, o RemoveOptions) error {
+	c := e.snap.Load()
+	if c.isRunning() {
+		if !o.Force {
+			state := string(c.State.Status)
+			return fault.Conflictf("cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+c.Name, state)
+		}
+		if ended, running := s.intend(e); running {
+			if err := s.finish(ctx, e, ended); err != nil {
+				return err
+			}
+		}
+	}
+	e.op.Lock()
+	defer e.op.Unlock()
+	c = e.snap.Load()
+	switch {
+	case c.State.Status == Removing:
+		return nil // gone while we waited
+	case c.alive():
+		return fault.Conflictf("cannot remove container %q: container is running: stop the container before removing or force remove", "/"+c.Name)
+	}
+	e.change(func(c *Container) { c.State.Status = Removing })
+	fail := func(err error) error {
+		e.change(func(c *Container) { c.State.Status = Dead; c.State.Error = err.Error() })
+		s.tolerate(s.save(e), "container not saved", c.ID)
+		return err
+	}
+	if err := s.o.RootFS.Remove(ctx, c.ID); err != nil {
+		return fail(err)
+	}
+	s.tolerate(s.o.Output.Forget(*c), "log not removed", c.ID)
+	if err := removeAll(s.folder(c.ID)); err != nil {
+		return fail(err)
+	}
+	if err := s.o.Store.DeleteContainer(ctx, c.ID); err != nil {
+		return fail(err)
+	}
+	s.forget(e)
+	for _, p := range c.Mounts {
+		if p.Type == MountVolume && p.Anonymous && o.Volumes {
+			if err := s.o.Volumes.Remove(ctx, p.Name); err != nil && !errors.Is(err, fault.ErrConflict) && !errors.Is(err, fault.ErrNotFound) {
+				s.tolerate(err, "volume not removed", c.ID)
+			}
+		}
+	}
+	s.publish(*c, "destroy")
+	e.mu.Lock()
+	pending := e.pending
+	e.pending = nil
+	e.mu.Unlock()
+	for _, a := range pending {
+		a.fail()
+	}
+	s.notify(e, WaitResult{ExitCode: c.State.ExitCode}, WaitRemoved, WaitNextExit, WaitNotRunning)
+	return nil
+}
+
+// Rename gives a container another name.
+func (s *Service) Rename(ctx context.Context, id, name string) error {
+	e, err := s.find(id)
+	if err != nil {
+		return err
+	}
+	name = strings.TrimPrefix(name, "/")
+	if name == "" {
+		return fault.Invalidf("Neither old nor new names may be empty")
+	}
+	e.op.Lock()
+	defer e.op.Unlock()
+	old := e.snap.Load().Name
+	if old == name {
+		return fault.Invalidf("Renaming a container with the same name as its current name")
+	}
+	if _, err := s.take(name, e.snap.Load().ID); err != nil {
+		return err
+	}
+	c := e.change(func(c *Container) { c.Name = name })
+	if err := s.save(e); err != nil {
+		e.change(func(c *Container) { c.Name = old })
+		s.giveBack(name, c.ID)
+		return err
+	}
+	s.giveBack(old, c.ID)
+	if c.alive() {
+		s.tolerate(s.o.Networks.Renamed(ctx, c), "name not changed on networks", c.ID)
+	}
+	s.publish(c, "rename", "oldName", "/"+old)
+	return nil
+}
+
+// Prune removes all containers that do not run.
+func (s *Service) Prune(ctx context.Context, f filter.Args) (PruneResult, error) {
+	var r PruneResult
+	if err := f.Check("label", "label!", "until"); err != nil {
+		return r, err
+	}
+	until, err := parseUntil(f["until"])
+	if err != nil {
+		return r, err
+	}
+	for _, c := range s.All() {
+		if ctx.Err() != nil {
+			return r, ctx.Err()
+		}
+		switch {
+		case c.isRunning(), !until.IsZero() && c.Created.After(until), !f.Labels("label", c.Spec.Labels),
+			len(f["label!"]) > 0 && f.Labels("label!", c.Spec.Labels):
+			continue
+		}
+		size, _, err := s.o.RootFS.Usage(ctx, c.ID)
+		if err != nil {
+			size = 0
+		}
+		if err := s.Remove(ctx, string(c.ID), RemoveOptions{}); err != nil {
+			if !errors.Is(err, fault.ErrNotFound) {
+				s.log.Warn("container not pruned", "container", c.ID, "error", err)
+			}
+			continue
+		}
+		r.Removed = append(r.Removed, string(c.ID))
+		r.Reclaimed += size
+	}
+	return r, nil
+}
+
+func parseUntil(values []string) (time.Time, error) {
+	if len(values) == 0 {
+		return time.Time{}, nil
+	}
+	if len(values) > 1 {
+		return time.Time{}, fault.Invalidf("more than one until filter specified")
+	}
+	if d, err := time.ParseDuration(values[0]); err == nil {
+		return time.Now().Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, values[0], time.Local); err == nil {
+			return t, nil
+		}
+	}
+	if n, ok := unixTime(values[0]); ok {
+		return n, nil
+	}
+	return time.Time{}, fault.Invalidf("invalid value for until filter: %q", values[0])
+}
