@@ -1,0 +1,207 @@
+// Package kit gives the black-box tests an engine to talk to: namespaces of
+// their own, test images, a census of what an engine leaves on its host. It
+// knows engines only by their command lines and sockets, never by import.
+package kit
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The stages of a test binary: outside starts an init in new namespaces, init
+// prepares them and reaps, inside runs the tests.
+const (
+	stageVar   = "BERTH_TEST_STAGE"
+	rootVar    = "BERTH_TEST_ROOT"
+	stageInit  = "init"
+	stageInner = "inside"
+)
+
+// PeerVar selects Debian's dockerd instead of berthd when set to 1.
+const PeerVar = "BERTH_TEST_PEER"
+
+// Peer says whether the run measures the peer engine.
+func Peer() bool { return os.Getenv(PeerVar) == "1" }
+
+// Main runs the tests of a package inside mount, network and process
+// namespaces of their own and returns the exit code for os.Exit.
+func Main(m *testing.M) int {
+	flag.Parse()
+	// Scripts mostly wait for the engine; four at once keep two cores busy.
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		_ = flag.Set("test.parallel", "4")
+	}
+	return Enter(func() int {
+		code := m.Run()
+		summary()
+		return code
+	})
+}
+
+// Enter runs fn inside namespaces of its own and returns its exit code.
+func Enter(fn func() int) int {
+	switch os.Getenv(stageVar) {
+	case stageInner:
+		return fn()
+	case stageInit:
+		return runInit()
+	}
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "skipped: engines need root, and this is not root")
+		return 0
+	}
+	root, err := os.MkdirTemp("", "berth-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(root)
+	cmd := again(stageInit)
+	cmd.Env = append(cmd.Env, rootVar+"="+root)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	return exitCode(cmd.Run())
+}
+
+// Root is the folder of this run; it is removed when the run ends.
+func Root() string { return os.Getenv(rootVar) }
+
+func again(stage string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.Env = append(os.Environ(), stageVar+"="+stage)
+	return cmd
+}
+
+func exitCode(err error) int {
+	if err == nil {
+		return 0
+	}
+	if exit, ok := err.(*exec.ExitError); ok && exit.ExitCode() > 0 {
+		return exit.ExitCode()
+	}
+	fmt.Fprintln(os.Stderr, "test world:", err)
+	return 1
+}
+
+func runInit() int {
+	if err := prepare(Root()); err != nil {
+		fmt.Fprintln(os.Stderr, "prepare namespaces:", err)
+		return 1
+	}
+	cmd := again(stageInner)
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	signal.Ignore(syscall.SIGPIPE)
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil {
+			return 1
+		}
+		if pid == cmd.Process.Pid {
+			if status.Exited() {
+				return status.ExitStatus()
+			}
+			return 128 + int(status.Signal())
+		}
+	}
+}
+
+// prepare makes /proc, /sys and /run those of the new namespaces. The cgroup
+// tree is kept: it has no namespace here.
+func prepare(root string) error {
+	kept := filepath.Join(root, "cgroup")
+	if err := os.Mkdir(kept, 0o755); err != nil {
+		return err
+	}
+	steps := []struct {
+		source, target, kind string
+		flags                uintptr
+	}{
+		{"", "/", "", unix.MS_REC | unix.MS_PRIVATE},
+		{"proc", "/proc", "proc", 0},
+		{"/sys/fs/cgroup", kept, "", unix.MS_BIND | unix.MS_REC},
+		{"sysfs", "/sys", "sysfs", 0},
+		{kept, "/sys/fs/cgroup", "", unix.MS_BIND | unix.MS_REC},
+		{"tmpfs", "/run", "tmpfs", 0},
+	}
+	for _, s := range steps {
+		if err := unix.Mount(s.source, s.target, s.kind, s.flags, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", s.target, err)
+		}
+	}
+	if err := unix.Unmount(kept, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount %s: %w", kept, err)
+	}
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		return fmt.Errorf("raise lo: %w: %s", err, out)
+	}
+	return nil
+}
+
+// skips counts what was skipped, by reason.
+var skips = struct {
+	mu    sync.Mutex
+	count map[string]int
+}{count: map[string]int{}}
+
+// CountSkip records one skipped case for the line at the end of the run.
+func CountSkip(reason string) {
+	skips.mu.Lock()
+	defer skips.mu.Unlock()
+	skips.count[reason]++
+}
+
+// Skip ends a test that lacks something and counts it.
+func Skip(t testing.TB, format string, args ...any) {
+	t.Helper()
+	reason := fmt.Sprintf(format, args...)
+	CountSkip(reason)
+	t.Skip(reason)
+}
+
+// Need skips a test when a program is not installed.
+func Need(t testing.TB, programs ...string) {
+	t.Helper()
+	for _, p := range programs {
+		if _, err := exec.LookPath(p); err != nil {
+			Skip(t, "%s is not installed", p)
+		}
+	}
+}
+
+func summary() {
+	skips.mu.Lock()
+	defer skips.mu.Unlock()
+	if len(skips.count) == 0 {
+		return
+	}
+	total, parts := 0, []string{}
+	for reason, n := range skips.count {
+		total += n
+		parts = append(parts, fmt.Sprintf("%s (%d)", strings.TrimSpace(reason), n))
+	}
+	sort.Strings(parts)
+	fmt.Printf("skipped %d: %s\n", total, strings.Join(parts, "; "))
+}

@@ -1,0 +1,211 @@
+// Package script drives an engine with the real docker command through small
+// txtar scripts. It owns the scripts' extra commands; it must not know how an
+// engine works.
+package script
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/berth-project/berth/test/kit"
+)
+
+func TestMain(m *testing.M) { os.Exit(kit.Main(m)) }
+
+// retryLimit bounds every wait of a script.
+const retryLimit = 20 * time.Second
+
+func TestTheEngineDoesWhatTheScriptsSay(t *testing.T) {
+	kit.Need(t, "docker", "curl", "ip", "script")
+	ctx := context.Background()
+	engine, err := kit.Start(ctx, "scripts", kit.Peer())
+	if errors.Is(err, kit.ErrMissing) {
+		kit.Skip(t, "%v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { stop(t, engine) })
+	if err := engine.LoadImages(ctx); err != nil {
+		t.Fatal(err, engine.Log())
+	}
+	s := &scripts{engine: engine, ctx: ctx}
+	testscript.RunT(counting{t}, testscript.Params{
+		Dir:                 ".",
+		RequireUniqueNames:  true,
+		RequireExplicitExec: true,
+		Setup:               s.setup,
+		Condition:           s.condition,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"retry": retry, "until": until, "api": s.api, "archive": archive, "registry": registry,
+		},
+	})
+}
+
+// stop ends the engine; a Berth engine must leave nothing behind.
+func stop(t *testing.T, e *kit.Engine) {
+	if err := e.Stop(); err != nil {
+		t.Error(err)
+	}
+	if os.Getenv("BERTH_TEST_LOG") != "" {
+		t.Log(e.Log())
+	}
+	if e.IsPeer {
+		e.RemoveCgroups()
+		return
+	}
+	err := kit.Until(10*time.Second, func() error {
+		left, err := e.Leftovers()
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left behind:\n%s", strings.Join(left, "\n"))
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// counting is a testing.T whose skips are counted at the end of the run.
+type counting struct{ *testing.T }
+
+func (c counting) Run(name string, f func(testscript.T)) {
+	c.T.Run(name, func(t *testing.T) { f(counting{t}) })
+}
+
+func (c counting) Skip(args ...any) {
+	reason := strings.TrimSpace(fmt.Sprint(args...))
+	kit.CountSkip(reason)
+	c.T.Skip(reason)
+}
+
+func (c counting) Verbose() bool { return testing.Verbose() }
+
+type scripts struct {
+	engine *kit.Engine
+	ctx    context.Context
+	count  atomic.Int32
+}
+
+// setup gives every script a prefix for its names, a subnet and ten ports.
+func (s *scripts) setup(env *testscript.Env) error {
+	n := int(s.count.Add(1))
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(env.WorkDir))
+	id := fmt.Sprintf("t%d%x", n, h.Sum32()&0xffff)
+	env.Setenv("ID", id)
+	env.Setenv("NET", fmt.Sprintf("10.%d.%d", 100+n/250, n%250))
+	for i := range 10 {
+		env.Setenv(fmt.Sprintf("PORT%d", i), fmt.Sprint(20000+n*10+i))
+	}
+	env.Setenv("DOCKER_HOST", "unix://"+s.engine.Socket)
+	env.Setenv("SOCK", s.engine.Socket)
+	env.Setenv("DATAROOT", s.engine.DataRoot())
+	env.Setenv("HOME", env.WorkDir)
+	env.Setenv("PATH", os.Getenv("PATH"))
+	env.Setenv("DOCKER_CLI_HINTS", "false")
+	env.Defer(func() { s.clean(id) })
+	return nil
+}
+
+// clean removes what a script left, by its prefix. Failures show as leftovers
+// when the engine stops.
+func (s *scripts) clean(id string) {
+	a := s.engine.API
+	filter := url.QueryEscape(fmt.Sprintf(`{"name":[%q]}`, id))
+	var containers []struct{ ID string }
+	if a.Call(s.ctx, "GET", "/containers/json?all=1&filters="+filter, nil, &containers) == nil {
+		for _, c := range containers {
+			_ = a.Call(s.ctx, "DELETE", "/containers/"+c.ID+"?force=1&v=1", nil, nil)
+		}
+	}
+	var networks []struct{ ID string }
+	if a.Call(s.ctx, "GET", "/networks?filters="+filter, nil, &networks) == nil {
+		for _, n := range networks {
+			_ = a.Call(s.ctx, "DELETE", "/networks/"+n.ID, nil, nil)
+		}
+	}
+	var volumes struct{ Volumes []struct{ Name string } }
+	if a.Call(s.ctx, "GET", "/volumes?filters="+filter, nil, &volumes) == nil {
+		for _, v := range volumes.Volumes {
+			_ = a.Call(s.ctx, "DELETE", "/volumes/"+v.Name+"?force=1", nil, nil)
+		}
+	}
+}
+
+// condition knows [peer] for an engine that is Debian's dockerd 20.10, and
+// [cgroup1] for a host with version 1 controllers.
+func (s *scripts) condition(name string) (bool, error) {
+	switch name {
+	case "peer":
+		return kit.Peer(), nil
+	case "cgroup1":
+		_, err := os.Stat("/sys/fs/cgroup/memory")
+		return err == nil, nil
+	}
+	return false, fmt.Errorf("unknown condition %s", name)
+}
+
+// run executes one command of a retry with the script's environment.
+func run(ts *testscript.TestScript, args []string) (string, error) {
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir = ts.Getenv("WORK")
+	cmd.Env = []string{"PATH=" + ts.Getenv("PATH"), "HOME=" + ts.Getenv("HOME"), "DOCKER_HOST=" + ts.Getenv("DOCKER_HOST")}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// retry runs a program until it succeeds; "! retry" until it fails.
+func retry(ts *testscript.TestScript, neg bool, args []string) {
+	last := ""
+	err := kit.Until(retryLimit, func() error {
+		out, err := run(ts, args)
+		last = out
+		if neg && err == nil {
+			return errors.New("still succeeds")
+		}
+		if neg {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		ts.Fatalf("retry %v: %v\n%s", args, err, last)
+	}
+	fmt.Fprint(ts.Stdout(), last)
+}
+
+// until runs a program until its output matches: until REGEX PROGRAM ARG…
+func until(ts *testscript.TestScript, neg bool, args []string) {
+	match := regexpOf(ts, args[0])
+	last := ""
+	err := kit.Until(retryLimit, func() error {
+		out, _ := run(ts, args[1:])
+		last = out
+		if match.MatchString(out) == neg {
+			return fmt.Errorf("output against %s", args[0])
+		}
+		return nil
+	})
+	if err != nil {
+		ts.Fatalf("until %v: %v\n%s", args, err, last)
+	}
+	fmt.Fprint(ts.Stdout(), last)
+}
+
+// path is a file of the script's own folder.
+func path(ts *testscript.TestScript, name string) string {
+	return filepath.Join(ts.Getenv("WORK"), name)
+}
