@@ -1,0 +1,299 @@
+// Package app joins Berth's parts: it reads configuration, builds every part,
+// starts and stops them in order. It is the only package that sees all.
+package app
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/core/network"
+)
+
+// Defaults of the roots.
+const (
+	defaultDataRoot = "/var/lib/berth"
+	defaultExecRoot = "/run/berth"
+)
+
+// Config is what flags and the configuration file say. Its names are dockerd's.
+type Config struct {
+	Hosts           []string          `json:"hosts"`
+	DataRoot        string            `json:"data-root"`
+	ExecRoot        string            `json:"exec-root"`
+	PidFile         string            `json:"pidfile"`
+	Group           string            `json:"group"`
+	Debug           bool              `json:"debug"`
+	LogLevel        string            `json:"log-level"`
+	Labels          []string          `json:"labels"`
+	TLS             bool              `json:"tls"`
+	TLSVerify       bool              `json:"tlsverify"`
+	TLSCACert       string            `json:"tlscacert"`
+	TLSCert         string            `json:"tlscert"`
+	TLSKey          string            `json:"tlskey"`
+	Insecure        []string          `json:"insecure-registries"`
+	Mirrors         []string          `json:"registry-mirrors"`
+	Storage         string            `json:"storage-driver"`
+	LogDriver       string            `json:"log-driver"`
+	LogOpts         map[string]string `json:"log-opts"`
+	Init            bool              `json:"init"`
+	InitPath        string            `json:"init-path"`
+	Runtime         string            `json:"default-runtime"`
+	ShmSize         string            `json:"default-shm-size"`
+	Ulimits         []string          `json:"-"`
+	NoNewPrivileges bool              `json:"no-new-privileges"`
+	Seccomp         string            `json:"seccomp-profile"`
+	CgroupParent    string            `json:"cgroup-parent"`
+	ShutdownTimeout int               `json:"shutdown-timeout"`
+
+	Bridge       string   `json:"bridge"`
+	BIP          string   `json:"bip"`
+	FixedCIDR    string   `json:"fixed-cidr"`
+	MTU          int      `json:"mtu"`
+	ICC          bool     `json:"icc"`
+	IPv6         bool     `json:"ipv6"`
+	IPTables     bool     `json:"iptables"`
+	IPMasq       bool     `json:"ip-masq"`
+	IP           string   `json:"ip"`
+	DNS          []string `json:"dns"`
+	DNSOptions   []string `json:"dns-opts"`
+	DNSSearch    []string `json:"dns-search"`
+	Pools        []string `json:"-"`
+	AddressPools []struct {
+		Base string `json:"base"`
+		Size int    `json:"size"`
+	} `json:"default-address-pools"`
+
+	tlsGiven bool
+}
+
+// ignored flags of dockerd have no meaning here; they are accepted with a note.
+var ignored = []string{
+	"userland-proxy", "live-restore", "experimental", "selinux-enabled", "raw-logs", "rootless", "ip-forward", "ip6tables", "validate",
+	"containerd", "containerd-namespace", "containerd-plugins-namespace", "userland-proxy-path", "oom-score-adjust", "max-concurrent-downloads", "max-concurrent-uploads",
+	"max-download-attempts", "metrics-addr", "network-control-plane-mtu", "cpu-rt-period", "cpu-rt-runtime", "default-cgroupns-mode", "default-ipc-mode",
+	"host-gateway-ip", "http-proxy", "https-proxy", "no-proxy", "swarm-default-advertise-addr", "authorization-plugin", "cluster-store", "add-runtime", "exec-opt",
+	"feature", "node-generic-resource", "storage-opt", "default-gateway", "default-gateway-v6", "fixed-cidr-v6", "firewall-backend", "allow-nondistributable-artifacts",
+	"default-network-opt", "cdi-spec-dir", "bridge-accept-fwmark", "userns-remap",
+}
+
+// refused flags would change what people rely on, so they are errors.
+var refused = map[string]string{
+	"userns-remap":         "user namespaces by remap are not supported in this version",
+	"authorization-plugin": "authorization plugins are not supported",
+	"add-runtime":          "other runtimes are not supported in this version",
+}
+
+// parse reads flags, then fills what they leave open from the file.
+func parse(args []string) (c Config, notes []string, err error) {
+	c = Config{ICC: true, IPTables: true, IPMasq: true, ShutdownTimeout: 15}
+	f := pflag.NewFlagSet("berthd", pflag.ContinueOnError)
+	f.SortFlags = true
+	f.StringArrayVarP(&c.Hosts, "host", "H", nil, "Address to listen on: unix://, tcp:// or fd:// (default unix://<exec-root>/docker.sock)")
+	f.StringVarP(&c.DataRoot, "data-root", "g", defaultDataRoot, "Folder of what lasts: images, volumes, containers")
+	f.StringVar(&c.ExecRoot, "exec-root", defaultExecRoot, "Folder of what lives as long as the machine is up: sockets, mounts")
+	f.StringVarP(&c.PidFile, "pidfile", "p", "", "File for the process id (default <exec-root>/berthd.pid)")
+	file := f.String("config-file", "/etc/berth/daemon.json", "Configuration file, in dockerd's format")
+	f.BoolVarP(&c.Debug, "debug", "D", false, "Log more")
+	f.StringVarP(&c.LogLevel, "log-level", "l", "info", "Log from this level on: debug, info, warn, error")
+	f.StringVarP(&c.Group, "group", "G", "docker", "Group that may use the unix socket")
+	f.StringArrayVar(&c.Labels, "label", nil, "Label of this engine, key=value")
+	f.BoolVar(&c.TLS, "tls", false, "Use TLS on tcp:// (--tls=false allows plain tcp)")
+	f.BoolVar(&c.TLSVerify, "tlsverify", false, "Use TLS and verify clients")
+	f.StringVar(&c.TLSCACert, "tlscacert", "", "Trust clients signed by this certificate authority")
+	f.StringVar(&c.TLSCert, "tlscert", "", "Certificate of the daemon")
+	f.StringVar(&c.TLSKey, "tlskey", "", "Key of the daemon")
+	f.StringArrayVar(&c.Insecure, "insecure-registry", nil, "Registry spoken to without verified TLS")
+	f.StringArrayVar(&c.Mirrors, "registry-mirror", nil, "Mirror to pull from first")
+	f.StringVarP(&c.Storage, "storage-driver", "s", "", "Snapshotter: overlayfs (overlay2) or native (vfs)")
+	f.StringVar(&c.LogDriver, "log-driver", "local", "Default log driver")
+	f.StringToStringVar(&c.LogOpts, "log-opt", nil, "Default log options, key=value")
+	f.BoolVar(&c.Init, "init", false, "Run a small init in every container")
+	f.StringVar(&c.InitPath, "init-path", "", "Path of that init (default: tini or docker-init where installed)")
+	f.StringVar(&c.Runtime, "default-runtime", "berth", "Default runtime")
+	f.StringVar(&c.ShmSize, "default-shm-size", "64M", "Default size of /dev/shm")
+	f.StringArrayVar(&c.Ulimits, "default-ulimit", nil, "Default limit of processes, name=soft[:hard]")
+	f.BoolVar(&c.NoNewPrivileges, "no-new-privileges", false, "Set no-new-privileges by default")
+	f.StringVar(&c.Seccomp, "seccomp-profile", "", "Path of the default seccomp profile, or unconfined")
+	f.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers")
+	f.IntVar(&c.ShutdownTimeout, "shutdown-timeout", 15, "Seconds that requests have to end at a stop")
+	f.StringVarP(&c.Bridge, "bridge", "b", "", "Name of the default bridge; none disables it")
+	f.StringVar(&c.BIP, "bip", "", "Address of the default bridge, with its prefix length")
+	f.StringVar(&c.FixedCIDR, "fixed-cidr", "", "Part of the default bridge's subnet for containers")
+	f.IntVar(&c.MTU, "mtu", 0, "MTU of the default bridge")
+	f.BoolVar(&c.ICC, "icc", true, "Let containers on the default bridge reach one another")
+	f.BoolVar(&c.IPv6, "ipv6", false, "IPv6 on the default bridge")
+	f.BoolVar(&c.IPTables, "iptables", true, "Write firewall rules (nftables)")
+	f.BoolVar(&c.IPMasq, "ip-masq", true, "Masquerade what leaves the default bridge")
+	f.StringVar(&c.IP, "ip", "", "Default host address of published ports")
+	f.StringArrayVar(&c.DNS, "dns", nil, "DNS server of containers")
+	f.StringArrayVar(&c.DNSOptions, "dns-opt", nil, "DNS option of containers")
+	f.StringArrayVar(&c.DNSSearch, "dns-search", nil, "DNS search domain of containers")
+	f.StringArrayVar(&c.Pools, "default-address-pool", nil, "Pool of subnets, base=10.0.0.0/8,size=24")
+	version := f.BoolP("version", "v", false, "Print the version and quit")
+	taken := map[string]*string{}
+	for _, name := range ignored {
+		taken[name] = f.String(name, "", "")
+		f.Lookup(name).Hidden = true
+		f.Lookup(name).NoOptDefVal = "true"
+	}
+	f.Usage = func() {
+		fmt.Fprint(os.Stderr, "Usage:  berthd [OPTIONS]\n\nThe daemon of Berth: an engine that any Docker client drives.\n\nExamples:\n"+
+			"  sudo berthd                              # listens on unix:///run/berth/docker.sock\n"+
+			"  sudo berthd -H unix:///run/docker.sock   # where Docker's clients look by themselves\n"+
+			"  sudo berthd --data-root /srv/b2 --exec-root /run/b2   # a second engine beside the first\n\nOptions:\n"+f.FlagUsages())
+	}
+	if err := f.Parse(args); err != nil {
+		return c, nil, err
+	}
+	if *version {
+		return c, nil, errVersion
+	}
+	if f.NArg() > 0 {
+		return c, nil, fmt.Errorf("unknown argument %q: see berthd --help", f.Arg(0))
+	}
+	for name := range taken {
+		if f.Changed(name) {
+			if why, no := refused[name]; no {
+				return c, nil, fmt.Errorf("--%s: %s", name, why)
+			}
+			notes = append(notes, name)
+		}
+	}
+	slices.Sort(notes)
+	c.tlsGiven = f.Changed("tls")
+	return c, notes, c.readFile(*file, f)
+}
+
+var errVersion = errors.New("version")
+
+// readFile takes from the file what no flag says; a setting in both is an error, as with dockerd.
+func (c *Config) readFile(path string, f *pflag.FlagSet) error {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) && !f.Changed("config-file") {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("unable to configure the daemon with file %s: %w", path, err)
+	}
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal(b, &keys); err != nil {
+		return fmt.Errorf("unable to configure the daemon with file %s: %w", path, err)
+	}
+	flags := map[string]string{
+		"hosts": "host", "labels": "label", "insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "log-opts": "log-opt",
+		"dns-opts": "dns-opt", "default-address-pools": "default-address-pool", "default-ulimits": "default-ulimit",
+	}
+	var unknown []string
+	for k := range keys {
+		flag := k
+		if n := flags[k]; n != "" {
+			flag = n
+		}
+		if f.Lookup(flag) == nil {
+			unknown = append(unknown, k)
+			continue
+		}
+		if f.Changed(flag) {
+			return fmt.Errorf("unable to configure the daemon with file %s: the following directives are specified both as a flag and in the configuration file: %s", path, k)
+		}
+		if why, no := refused[flag]; no {
+			return fmt.Errorf("%s: %s: %s", path, k, why)
+		}
+		if k == "tls" {
+			c.tlsGiven = true
+		}
+	}
+	if len(unknown) > 0 {
+		slices.Sort(unknown)
+		return fmt.Errorf("unable to configure the daemon with file %s: the following directives don't match any configuration option: %s", path, strings.Join(unknown, ", "))
+	}
+	return json.Unmarshal(b, c)
+}
+
+// key tells this engine's names on the host from those of others: "" for the
+// default run folder, else six digits that stand for it.
+func (c Config) key() string {
+	if filepath.Clean(c.ExecRoot) == defaultExecRoot {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(filepath.Clean(c.ExecRoot)))
+	return hex.EncodeToString(sum[:3])
+}
+
+func (c Config) cgroupParent() string {
+	switch k := c.key(); {
+	case c.CgroupParent != "":
+		return c.CgroupParent
+	case k != "":
+		return "/berth-" + k
+	}
+	return "/berth"
+}
+
+// ulimits reads name=soft[:hard].
+func (c Config) ulimits() ([]container.Ulimit, error) {
+	var list []container.Ulimit
+	for _, text := range c.Ulimits {
+		name, values, ok := strings.Cut(text, "=")
+		var u container.Ulimit
+		n, err := 0, error(nil)
+		if ok {
+			n, err = fmt.Sscanf(strings.ReplaceAll(values, ":", " "), "%d %d", &u.Soft, &u.Hard)
+		}
+		if !ok || n == 0 {
+			return nil, fmt.Errorf("--default-ulimit %s: want name=soft[:hard] (%w)", text, err)
+		}
+		if n == 1 {
+			u.Hard = u.Soft
+		}
+		u.Name = name
+		list = append(list, u)
+	}
+	return list, nil
+}
+
+// pools gives where networks take their subnets from.
+func (c Config) pools() ([]network.Block, error) {
+	var list []network.Block
+	add := func(base string, size int) error {
+		p, err := netip.ParsePrefix(base)
+		if err != nil || size < p.Bits() || size > 30 && p.Addr().Is4() {
+			return fmt.Errorf("--default-address-pool base=%s,size=%d is not valid", base, size)
+		}
+		list = append(list, network.Block{Base: p.Masked(), Size: size})
+		return nil
+	}
+	for _, p := range c.AddressPools {
+		if err := add(p.Base, p.Size); err != nil {
+			return nil, err
+		}
+	}
+	for _, text := range c.Pools {
+		var base string
+		var size int
+		for _, part := range strings.Split(text, ",") {
+			k, v, _ := strings.Cut(part, "=")
+			switch k {
+			case "base":
+				base = v
+			case "size":
+				_, _ = fmt.Sscan(v, &size)
+			}
+		}
+		if err := add(base, size); err != nil {
+			return nil, err
+		}
+	}
+	return list, nil
+}

@@ -1,0 +1,236 @@
+package network
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/berth-project/berth/core/container"
+)
+
+// hostGateway is the word for the host in --add-host, and its usual name.
+const (
+	hostGateway  = "host-gateway"
+	hostInternal = "host.docker.internal"
+)
+
+// names answers the resolver.
+type names struct{ s *Service }
+
+// Lookup finds the addresses of a name on the networks of one container.
+func (n names) Lookup(sandbox, name string) (found []netip.Addr, known bool) {
+	s := n.s
+	name = strings.TrimSuffix(strings.ToLower(name), ".")
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	b := s.boxes[container.ID(sandbox)]
+	if b == nil {
+		return nil, false
+	}
+	if name == hostInternal {
+		if g := s.gateway(); g.IsValid() {
+			return []netip.Addr{g}, true
+		}
+	}
+	for _, e := range b.endpoints {
+		st := s.byID[e.NetworkID]
+		if st == nil || st.Name == "bridge" {
+			continue
+		}
+		plain := strings.TrimSuffix(name, "."+strings.ToLower(st.Name))
+		for _, l := range e.Spec.Links {
+			target, alias, ok := strings.Cut(l, ":")
+			if ok && strings.EqualFold(alias, plain) {
+				plain = strings.ToLower(target)
+			}
+		}
+		for _, m := range st.endpoints {
+			if slices.ContainsFunc(m.Endpoint.DNSNames, func(d string) bool { return strings.EqualFold(d, plain) }) {
+				known = true
+				for _, a := range []netip.Prefix{m.Endpoint.IPv4, m.Endpoint.IPv6} {
+					if a.IsValid() {
+						found = append(found, a.Addr())
+					}
+				}
+			}
+		}
+	}
+	return found, known
+}
+
+// Reverse finds the name of an address on the networks of one container.
+func (n names) Reverse(sandbox string, a netip.Addr) (string, bool) {
+	s := n.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	b := s.boxes[container.ID(sandbox)]
+	if b == nil {
+		return "", false
+	}
+	for _, e := range b.endpoints {
+		st := s.byID[e.NetworkID]
+		if st == nil {
+			continue
+		}
+		for _, m := range st.endpoints {
+			if m.Endpoint.IPv4.Addr() == a || m.Endpoint.IPv6.Addr() == a {
+				return m.Name + "." + st.Name, true
+			}
+		}
+	}
+	return "", false
+}
+
+// Upstream gives the servers for other names: the container's, the daemon's,
+// or the host's. A container on internal networks alone has none.
+func (n names) Upstream(sandbox string) []netip.AddrPort {
+	s := n.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	b := s.boxes[container.ID(sandbox)]
+	if b == nil {
+		return nil
+	}
+	out := false
+	for _, e := range b.endpoints {
+		if st := s.byID[e.NetworkID]; st != nil && !st.Internal {
+			out = true
+		}
+	}
+	if !out {
+		return nil
+	}
+	servers := b.c.Spec.DNS
+	if len(servers) == 0 {
+		servers = s.o.Defaults.Servers
+	}
+	if len(servers) == 0 {
+		servers = s.o.HostDNS
+	}
+	var list []netip.AddrPort
+	for _, a := range servers {
+		list = append(list, netip.AddrPortFrom(a, 53))
+	}
+	return list
+}
+
+// gateway is the host's address on the default bridge. s.mu is held.
+func (s *Service) gateway() netip.Addr {
+	for _, st := range s.byID {
+		if st.Name == "bridge" && len(st.pools) > 0 {
+			return st.pools[0].gateway
+		}
+	}
+	return netip.Addr{}
+}
+
+// hosts writes /etc/hosts as docker does.
+func (s *Service) hosts(c container.Container, endpoints []container.Endpoint) []byte {
+	var b bytes.Buffer
+	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	for _, extra := range c.Spec.ExtraHosts {
+		name, address, ok := strings.Cut(extra, "=")
+		if !ok {
+			name, address, _ = strings.Cut(extra, ":")
+		}
+		if address == hostGateway {
+			s.mu.RLock()
+			address = s.gateway().String()
+			s.mu.RUnlock()
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(address, "[]"), name)
+	}
+	for _, l := range c.Spec.Links {
+		s.addLink(&b, l)
+	}
+	name := c.Spec.Hostname
+	if c.Spec.Domainname != "" {
+		name = name + "." + c.Spec.Domainname + " " + name
+	}
+	for _, e := range endpoints {
+		for _, a := range []netip.Prefix{e.IPv4, e.IPv6} {
+			if a.IsValid() {
+				fmt.Fprintf(&b, "%s\t%s\n", a.Addr(), name)
+			}
+		}
+	}
+	return b.Bytes()
+}
+
+// addLink writes the line of an old link on the default bridge.
+func (s *Service) addLink(b *bytes.Buffer, link string) {
+	target, alias, ok := strings.Cut(link, ":")
+	if !ok {
+		alias = target
+	}
+	target = strings.TrimPrefix(target, "/")
+	if i := strings.LastIndexByte(alias, '/'); i >= 0 {
+		alias = alias[i+1:]
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for id, x := range s.boxes {
+		if x.c.Name != target && !strings.HasPrefix(string(id), target) {
+			continue
+		}
+		for _, e := range x.endpoints {
+			if e.IPv4.IsValid() {
+				fmt.Fprintf(b, "%s\t%s %s %s\n", e.IPv4.Addr(), alias, x.c.Spec.Hostname, x.c.Name)
+				return
+			}
+		}
+	}
+}
+
+// resolv writes /etc/resolv.conf: the engine's resolver on user-defined
+// networks, else the host's servers that a container can reach.
+func (s *Service) resolv(c container.Container, custom bool) []byte {
+	var b bytes.Buffer
+	search, options := c.Spec.DNSSearch, c.Spec.DNSOptions
+	if len(search) == 0 {
+		search = s.o.Defaults.Search
+	}
+	if len(options) == 0 {
+		options = s.o.Defaults.Options
+	}
+	servers := c.Spec.DNS
+	if len(servers) == 0 {
+		servers = s.o.Defaults.Servers
+	}
+	if c.Spec.NetworkMode == "host" && len(servers) == 0 && len(search) == 0 && len(options) == 0 {
+		return s.o.HostConf
+	}
+	if len(search) == 0 {
+		search = hostSearch(s.o.HostConf)
+	}
+	if custom {
+		b.WriteString("# Written by Berth.\nnameserver 127.0.0.11\n")
+		options = append(slices.Clone(options), "ndots:0")
+	} else {
+		if len(servers) == 0 {
+			servers = s.o.HostDNS
+		}
+		b.WriteString("# Written by Berth.\n")
+		for _, a := range servers {
+			fmt.Fprintf(&b, "nameserver %s\n", a)
+		}
+	}
+	if len(search) > 0 && !(len(search) == 1 && search[0] == ".") {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
+	}
+	if len(options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
+	}
+	return b.Bytes()
+}
+
+func hostSearch(conf []byte) []string {
+	for _, l := range strings.Split(string(conf), "\n") {
+		if f := strings.Fields(l); len(f) > 1 && (f[0] == "search" || f[0] == "domain") {
+			return f[1:]
+		}
+	}
+	return nil
+}
