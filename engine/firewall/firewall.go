@@ -28,6 +28,7 @@ const batch = 500
 //	published        address . protocol . port → address . port
 //	published_any    protocol . port           → address . port
 //	bridges          our bridges; what enters them must be published or belong
+//	within           bridges whose containers may reach one another
 //	internal         bridges whose packets do not leave
 //	masqueraded      subnets that go out with the host's address
 type Firewall struct {
@@ -50,7 +51,7 @@ func (f *Firewall) table() *nftables.Table {
 
 // sets of the table; their definitions must be the same at each use.
 type sets struct {
-	published, any, bridges, internal, subnets, masqueraded *nftables.Set
+	published, any, bridges, within, internal, subnets, masqueraded *nftables.Set
 }
 
 func define(t *nftables.Table) sets {
@@ -60,8 +61,9 @@ func define(t *nftables.Table) sets {
 			KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)},
 		any: &nftables.Set{Table: t, Name: "published_any", IsMap: true, Concatenation: true, DataType: to,
 			KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)},
-		bridges:     &nftables.Set{Table: t, Name: "bridges", KeyType: nftables.TypeIFName},
-		internal:    &nftables.Set{Table: t, Name: "internal", KeyType: nftables.TypeIFName},
+		bridges:     &nftables.Set{Table: t, Name: "bridges", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		within:      &nftables.Set{Table: t, Name: "within", KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName), Concatenation: true, KeyByteOrder: binaryutil.NativeEndian},
+		internal:    &nftables.Set{Table: t, Name: "internal", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		subnets:     &nftables.Set{Table: t, Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true},
 		masqueraded: &nftables.Set{Table: t, Name: "masqueraded", KeyType: nftables.TypeIPAddr, Interval: true},
 	}
@@ -156,7 +158,7 @@ func (f *Firewall) Reset(networks []network.Filter, rules []network.Rule) error 
 	c.DelTable(t)
 	c.AddTable(t)
 	s := define(t)
-	for _, set := range []*nftables.Set{s.published, s.any, s.bridges, s.internal, s.subnets, s.masqueraded} {
+	for _, set := range []*nftables.Set{s.published, s.any, s.bridges, s.within, s.internal, s.subnets, s.masqueraded} {
 		if err := c.AddSet(set, nil); err != nil {
 			return err
 		}
@@ -206,6 +208,8 @@ func (f *Firewall) chains(c *nftables.Conn, t *nftables.Table, s sets) {
 	rule(fwd, one(meta(expr.MetaKeyIIFNAME, 1), in(s.internal, 1, false)), one(meta(expr.MetaKeyOIFNAME, 1), in(s.internal, 1, true)), one(verdict(expr.VerdictDrop)))
 	rule(fwd, toUs, known(), one(verdict(expr.VerdictAccept)))
 	rule(fwd, toUs, translated(), one(verdict(expr.VerdictAccept)))
+	// Where br_netfilter is on, frames between two ports of one bridge come here too.
+	rule(fwd, one(meta(expr.MetaKeyIIFNAME, 1), meta(expr.MetaKeyOIFNAME, 2), in(s.within, 1, false)), one(verdict(expr.VerdictAccept)))
 	rule(fwd, toUs, one(verdict(expr.VerdictDrop))) // neither published nor an answer: another network, or from outside
 	rule(fwd, fromUs, one(verdict(expr.VerdictAccept)))
 }
@@ -245,6 +249,9 @@ func (f *Firewall) network(n network.Filter, add bool) error {
 		}
 	}
 	change(s.bridges, []nftables.SetElement{{Key: ifname(n.Bridge)}})
+	if n.ICC {
+		change(s.within, []nftables.SetElement{{Key: append(ifname(n.Bridge), ifname(n.Bridge)...)}})
+	}
 	if n.Internal {
 		change(s.internal, []nftables.SetElement{{Key: ifname(n.Bridge)}})
 	}
