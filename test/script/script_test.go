@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -24,8 +25,11 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(kit.Main(m)) }
 
-// retryLimit bounds every wait of a script.
-const retryLimit = 20 * time.Second
+// Limits of one wait in a script, and of one script.
+const (
+	retryLimit  = 20 * time.Second
+	scriptLimit = time.Minute
+)
 
 func TestTheEngineDoesWhatTheScriptsSay(t *testing.T) {
 	kit.Need(t, "docker", "curl", "ip", "script")
@@ -42,15 +46,27 @@ func TestTheEngineDoesWhatTheScriptsSay(t *testing.T) {
 		t.Fatal(err, engine.Log())
 	}
 	s := &scripts{engine: engine, ctx: ctx}
-	testscript.RunT(counting{t}, testscript.Params{
-		Dir:                 ".",
-		RequireUniqueNames:  true,
-		RequireExplicitExec: true,
-		Setup:               s.setup,
-		Condition:           s.condition,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"retry": retry, "until": until, "api": s.api, "archive": archive, "registry": registry,
-		},
+	files, err := filepath.Glob("*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatal("no scripts", err)
+	}
+	// The group ends before the engine is stopped.
+	t.Run("script", func(t *testing.T) {
+		for _, file := range files {
+			t.Run(strings.TrimSuffix(file, ".txtar"), func(t *testing.T) {
+				t.Parallel()
+				testscript.RunT(counting{t}, testscript.Params{
+					Files:               []string{file},
+					Deadline:            time.Now().Add(scriptLimit),
+					RequireExplicitExec: true,
+					Setup:               s.setup,
+					Condition:           s.condition,
+					Cmds: map[string]func(*testscript.TestScript, bool, []string){
+						"retry": retry, "until": until, "api": s.api, "archive": archive, "registry": registry,
+					},
+				})
+			})
+		}
 	})
 }
 
@@ -78,12 +94,13 @@ func stop(t *testing.T, e *kit.Engine) {
 	}
 }
 
-// counting is a testing.T whose skips are counted at the end of the run.
+// counting runs one script in the test it is given, and counts its skip.
 type counting struct{ *testing.T }
 
-func (c counting) Run(name string, f func(testscript.T)) {
-	c.T.Run(name, func(t *testing.T) { f(counting{t}) })
-}
+func (c counting) Run(_ string, f func(testscript.T)) { f(c) }
+
+// Parallel does nothing: the test is parallel already.
+func (c counting) Parallel() {}
 
 func (c counting) Skip(args ...any) {
 	reason := strings.TrimSpace(fmt.Sprint(args...))
@@ -145,12 +162,17 @@ func (s *scripts) clean(id string) {
 	}
 }
 
-// condition knows [peer] for an engine that is Debian's dockerd 20.10, and
-// [cgroup1] for a host with version 1 controllers.
+// condition knows [peer] for an engine that is Debian's dockerd 20.10,
+// [cgroup1] for a host with version 1 controllers and [allcaps] for one that
+// gives the tests every capability.
 func (s *scripts) condition(name string) (bool, error) {
 	switch name {
 	case "peer":
 		return kit.Peer(), nil
+	case "allcaps":
+		// Without CAP_SYS_RESOURCE in the bounding set no engine can give it.
+		status, err := os.ReadFile("/proc/self/status")
+		return regexp.MustCompile(`CapBnd:\s+0*1ffffffffff\b`).Match(status), err
 	case "cgroup1":
 		_, err := os.Stat("/sys/fs/cgroup/memory")
 		return err == nil, nil
