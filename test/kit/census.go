@@ -121,13 +121,14 @@ func lines(text string) []string {
 }
 
 // Leftovers lists what remains after the engine stopped, except its logs and
-// data. It is nil when the host is as it was.
+// data, and the run-time folders it made before it had any container. It is
+// nil when the host is as it was.
 func (e *Engine) Leftovers() ([]string, error) {
 	c, err := e.Take()
 	if err != nil {
 		return nil, err
 	}
-	return c.Without(Census{"link": {"lo"}}), nil
+	return c.Without(Census{"link": {"lo"}, "file": e.base["file"]}), nil
 }
 
 // RemoveCgroups deletes the empty cgroup folders that the peer leaves.

@@ -31,6 +31,7 @@ type Engine struct {
 	API    *API
 	IsPeer bool
 
+	base Census // what was there when the engine first answered
 	args []string
 	cmd  *exec.Cmd
 	done chan error
@@ -66,7 +67,8 @@ func Start(ctx context.Context, name string, peer bool, extra ...string) (*Engin
 	if err := e.Restart(ctx); err != nil {
 		return nil, err
 	}
-	return e, nil
+	e.base, err = e.Take()
+	return e, err
 }
 
 // DataRoot is where the engine keeps what lasts.
@@ -105,13 +107,13 @@ func program(peer bool) (string, error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return "", err
 	}
-	for name, cgo := range map[string]string{"berthd": "0", "berth-keeper": "1"} {
+	for name, how := range map[string][2]string{"berthd": {"0", ""}, "berth-keeper": {"1", "seccomp"}} {
 		if _, err := os.Stat(filepath.Join(tree, "cmd", name)); err != nil {
 			return "", fmt.Errorf("%w: cmd/%s is not in this tree", ErrMissing, name)
 		}
-		cmd := exec.Command("go", "build", "-o", filepath.Join(bin, name), "./cmd/"+name)
+		cmd := exec.Command("go", "build", "-tags", how[1], "-o", filepath.Join(bin, name), "./cmd/"+name)
 		cmd.Dir = tree
-		cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED="+how[0])
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return "", fmt.Errorf("build %s: %w: %s", name, err, out)
 		}
