@@ -22,6 +22,7 @@ import (
 
 	units "github.com/docker/go-units"
 
+	"github.com/berth-project/berth/app/welcome"
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/event"
 	"github.com/berth-project/berth/core/network"
@@ -205,6 +206,14 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		return fmt.Errorf("--storage-driver %s is not known: use overlayfs or native", c.Storage)
 	}
 	if d.images, err = containerd.NewLibrary(ctx, containerd.LibraryOptions{Engine: d.engine, Snapshotter: snapshotter, Events: d.events, Logger: log}); err != nil {
+		return err
+	}
+	if _, err = d.store.Meta(ctx, "welcome", func() string {
+		if err := welcome.Load(ctx, d.images); err != nil {
+			log.Warn("image welcome not loaded", "error", err)
+		}
+		return "given"
+	}); err != nil {
 		return err
 	}
 	root, err := containerd.NewRootFS(d.images, filepath.Join(c.ExecRoot, "rootfs"))

@@ -69,12 +69,11 @@ type Service struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 
-	mu      sync.RWMutex
-	byID    map[ID]*entry
-	byName  map[string]ID // "" marks a name that is being taken
-	execs   map[string]*execution
-	sorted  []ID // for prefixes
-	removed bool
+	mu     sync.RWMutex
+	byID   map[ID]*entry
+	byName map[string]ID // "" marks a name that is being taken
+	execs  map[string]*execution
+	sorted []ID // for prefixes
 }
 
 // entry is one container in memory. The snapshot is what the world sees; op

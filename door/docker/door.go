@@ -51,8 +51,6 @@ type handler func(w http.ResponseWriter, r *request) error
 type request struct {
 	*http.Request
 	version int
-	// wildcard of routes that end with an image's name and a verb
-	name string
 }
 
 // New builds the route table.

@@ -124,11 +124,8 @@ func (l *Library) Save(ctx context.Context, refs []string, _ []string, w io.Writ
 			return err
 		}
 		var names []string
-		switch {
-		case name != "" && !strings.HasPrefix(name, danglingPrefix):
+		if name != "" && !strings.HasPrefix(name, danglingPrefix) {
 			names = []string{name}
-		case !isHex(strings.TrimPrefix(ref, "sha256:")):
-			// A repository without a tag saves all its tags; find took "latest".
 		}
 		// The manifest itself, not its index: old readers know no more.
 		opts = append(opts, archive.WithManifest(t.manifest, names...))

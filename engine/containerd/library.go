@@ -430,7 +430,7 @@ func (l *Library) publish(action, id string, attributes map[string]string) {
 func imageConfig(c dockerspec.DockerOCIImageConfig) container.ImageConfig {
 	out := container.ImageConfig{
 		User: c.User, Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd, WorkingDir: c.WorkingDir, Labels: c.Labels,
-		StopSignal: c.StopSignal, OnBuild: c.OnBuild, Shell: c.Shell, ArgsEscaped: c.ArgsEscaped, //nolint:staticcheck // shown back as it came
+		StopSignal: c.StopSignal, OnBuild: c.OnBuild, Shell: c.Shell,
 	}
 	for p := range c.ExposedPorts {
 		number, proto, _ := strings.Cut(p, "/")

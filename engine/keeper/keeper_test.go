@@ -41,11 +41,9 @@ func main(m *testing.M) int {
 
 // world is one keeper in a temporary folder with a busybox root.
 type world struct {
-	t       testing.TB
-	dir     string
-	client  *keeper.Client
-	exits   map[string]chan keeper.Exit
-	streams map[string]keeper.Pipes
+	t      testing.TB
+	dir    string
+	client *keeper.Client
 }
 
 func newWorld(t testing.TB) *world {

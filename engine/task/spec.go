@@ -2,7 +2,6 @@ package task
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -279,9 +278,4 @@ func (r *Runtime) clamp(soft, hard uint64, kind string) (uint64, uint64) {
 	}
 	r.log.Warn("limit clamped: CAP_SYS_RESOURCE is missing", "limit", kind, "wanted", hard, "given", limit)
 	return min(soft, limit), limit
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

@@ -1,0 +1,47 @@
+# Berth's few targets. `make demo` and `make test` set up a fresh Debian machine.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+TIME    ?= $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
+FLAGS    = -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.buildTime=$(TIME)"
+
+.PHONY: build demo test test-peer check bench clean install packages test-packages
+
+build: packages
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/welcome/rootfs/welcome ./library/welcome
+	CGO_ENABLED=0 go build $(FLAGS) -o bin/berth ./cmd/berth
+	CGO_ENABLED=0 go build $(FLAGS) -o bin/berthd ./cmd/berthd
+	CGO_ENABLED=1 go build $(FLAGS) -tags seccomp -o bin/berth-keeper ./cmd/berth-keeper
+
+# Runs a container with a published port and fetches its page.
+demo: build
+	go run ./test/demo
+
+# Everything that must pass before a change lands.
+test: build test-packages check
+	BERTH_TEST_BIN=$(CURDIR)/bin go test -timeout 30m ./...
+
+# The same scripts against Debian's docker.io.
+test-peer: test-packages
+	BERTH_TEST_PEER=1 go test -count=1 -timeout 60m ./test/script
+
+check:
+	@test -z "$$(git ls-files '*.go' | xargs gofmt -l | tee /dev/stderr)" || { echo "gofmt -w these files"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+# Ratios against docker.io and runc in the same run.
+bench: build
+	go run ./test/bench -bin bin -o docs/bench.md
+
+install: build
+	install -D -m 755 -t $(DESTDIR)/usr/local/bin bin/berth bin/berthd bin/berth-keeper
+	install -D -m 644 contrib/systemd/berth.service $(DESTDIR)/etc/systemd/system/berth.service
+
+clean:
+	rm -rf bin app/welcome/rootfs/welcome
+
+packages:
+	@sh .ci/packages gcc libc6-dev pkg-config libseccomp-dev
+
+test-packages:
+	@sh .ci/packages busybox-static curl docker.io docker-compose docker-registry iproute2 nftables python3-docker redis-server tini tmux util-linux
