@@ -83,7 +83,9 @@ func run(args []string, build string) error {
 		_ = f.Close()
 	}
 	// Only an order ends a keeper: a stop of the daemon's session does not.
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	// Caught and dropped, not ignored: what is ignored stays ignored in every
+	// container, where a shell could then not trap it.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	return k.serve(context.Background(), l)
 }
 
