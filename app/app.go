@@ -192,7 +192,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if err != nil {
 		return err
 	}
-	if d.keeper, err = keeper.Connect(ctx, keeper.Options{Dir: filepath.Join(c.ExecRoot, "keeper"), Binary: binary, Logger: log}, nil); err != nil {
+	if d.keeper, err = keeper.Connect(ctx, keeper.Options{Dir: filepath.Join(c.ExecRoot, "keeper"), Binary: binary, Cgroup: c.keeperCgroup(), Logger: log}); err != nil {
 		return err
 	}
 	d.later(d.closeKeeper)

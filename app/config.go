@@ -241,6 +241,14 @@ func (c Config) cgroupParent() string {
 	return "/berth"
 }
 
+// keeperCgroup is beside the containers' and outside the daemon's own.
+func (c Config) keeperCgroup() string {
+	if k := c.key(); k != "" {
+		return "/berth-keeper-" + k
+	}
+	return "/berth-keeper"
+}
+
 // ulimits reads name=soft[:hard].
 func (c Config) ulimits() ([]container.Ulimit, error) {
 	var list []container.Ulimit

@@ -65,6 +65,7 @@ type CreateRequest struct {
 	ID      string      `json:"id"`
 	Spec    *specs.Spec `json:"spec"`
 	Streams StreamSet   `json:"streams"`
+	Fifos   Fifos       `json:"fifos,omitzero"`
 	Systemd bool        `json:"systemd,omitempty"` // cgroups are made by systemd
 }
 
@@ -73,6 +74,16 @@ type ExecRequest struct {
 	Ref
 	Process *specs.Process `json:"process"`
 	Streams StreamSet      `json:"streams"`
+	Fifos   Fifos          `json:"fifos,omitzero"`
+}
+
+// Fifos are files that are a process's streams in place of pipes: a client's
+// fifos, or for output a file that is written at its end. A process with a
+// terminal has none. The Stdin and Stdout that come back are their other ends.
+type Fifos struct {
+	Stdin  string `json:"stdin,omitempty"`
+	Stdout string `json:"stdout,omitempty"`
+	Stderr string `json:"stderr,omitempty"`
 }
 
 // Started tells of a process that was made.

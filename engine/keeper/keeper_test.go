@@ -1,21 +1,27 @@
 package keeper_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/engine/keeper"
+	"github.com/berth-project/berth/lib/fault"
 )
 
 var binary string
@@ -43,6 +49,7 @@ func main(m *testing.M) int {
 type world struct {
 	t      testing.TB
 	dir    string
+	group  string // cgroup above all containers
 	client *keeper.Client
 }
 
@@ -55,6 +62,7 @@ func newWorld(t testing.TB) *world {
 		t.Skip("skipped: needs /bin/busybox (busybox-static)")
 	}
 	w := &world{t: t, dir: t.TempDir()}
+	w.group = "/keeper-test-" + filepath.Base(filepath.Dir(w.dir))
 	if err := os.MkdirAll(filepath.Join(w.dir, "root/bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -68,19 +76,23 @@ func newWorld(t testing.TB) *world {
 			t.Fatal(err)
 		}
 	}
-	w.connect(nil)
+	w.connect()
 	t.Cleanup(w.close)
 	return w
 }
 
-func (w *world) connect(held func() []keeper.Adoption) {
+func (w *world) connect() {
 	w.t.Helper()
-	c, err := keeper.Connect(context.Background(), keeper.Options{Dir: filepath.Join(w.dir, "keeper"), Binary: binary}, held)
+	c, err := keeper.Connect(context.Background(), w.options(""))
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(w.dir, "keeper/keeper.log"))
 		w.t.Fatalf("%v\n%s", err, log)
 	}
 	w.client = c
+}
+
+func (w *world) options(realm string) keeper.Options {
+	return keeper.Options{Dir: filepath.Join(w.dir, "keeper"), Binary: binary, Cgroup: w.group + "-itself", Realm: realm}
 }
 
 func (w *world) close() {
@@ -100,6 +112,62 @@ func (w *world) close() {
 		w.t.Error(err)
 	}
 	_ = w.client.Close()
+	if w.t.Failed() {
+		log, _ := os.ReadFile(filepath.Join(w.dir, "keeper/keeper.log"))
+		w.t.Logf("keeper.log:\n%s", log)
+	}
+	// Nothing of a container may be left; the folder above is ours to remove.
+	for _, name := range []string{w.group, w.group + "-itself"} {
+		for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+			dirs, _ := filepath.Glob(pattern + name)
+			for _, d := range dirs {
+				left, _ := filepath.Glob(d + "/*/cgroup.procs")
+				if len(left) > 0 {
+					w.t.Errorf("cgroups are left: %q", left)
+				}
+				w.until("cgroup "+d+" removed", func() bool { return os.Remove(d) == nil || !exists(d) })
+			}
+		}
+	}
+}
+
+func exists(path string) bool { _, err := os.Lstat(path); return err == nil }
+
+// until waits for a condition that no event tells of.
+func (w *world) until(what string, met func() bool) {
+	w.t.Helper()
+	limit := time.After(20 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !met() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			w.t.Fatal("never came true: " + what)
+		}
+	}
+}
+
+func (w *world) version() keeper.VersionInfo {
+	w.t.Helper()
+	v, err := w.client.Version(context.Background())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return v
+}
+
+// killKeeper returns when another one answers.
+func (w *world) killKeeper() {
+	w.t.Helper()
+	old := w.version().Pid
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		w.t.Fatal(err)
+	}
+	w.until("another keeper answers", func() bool {
+		v, err := w.client.Version(context.Background())
+		return err == nil && v.Pid != old
+	})
 }
 
 func (w *world) spec(id string, args ...string) *specs.Spec {
@@ -115,7 +183,7 @@ func (w *world) spec(id string, args ...string) *specs.Spec {
 			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: "/" + filepath.Base(w.dir) + "-keeper-test/" + id,
+			CgroupsPath: w.group + "/" + id,
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.NetworkNamespace},
 			},
@@ -230,7 +298,7 @@ func TestAnExitIsToldAgainUntilItIsAcknowledged(t *testing.T) {
 	if err := w.client.Close(); err != nil {
 		t.Fatal(err)
 	}
-	w.connect(nil)
+	w.connect()
 	if e := w.exit(); e.Code != 5 {
 		t.Fatalf("%+v", e)
 	}
@@ -240,7 +308,7 @@ func TestAnExitIsToldAgainUntilItIsAcknowledged(t *testing.T) {
 	if err := w.client.Close(); err != nil {
 		t.Fatal(err)
 	}
-	w.connect(nil)
+	w.connect()
 	w.run("c2", outputs, "true")
 	if e := w.exit(); e.ID != "c2" {
 		t.Fatalf("%+v", e)
@@ -249,21 +317,8 @@ func TestAnExitIsToldAgainUntilItIsAcknowledged(t *testing.T) {
 
 func TestANewKeeperAdoptsWhatADeadOneLeft(t *testing.T) {
 	w := newWorld(t)
-	_ = w.client.Close()
-	var pipes keeper.Pipes
-	w.connect(func() []keeper.Adoption { return []keeper.Adoption{{Ref: keeper.Ref{ID: "c1"}, Pipes: pipes}} })
-	pipes = w.run("c1", keeper.StreamSet{Stdin: true, Stdout: true}, "sh", "-c", "read x; echo got $x; exit 9")
-	v, err := w.client.Version(context.Background())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Kill(v.Pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	var now keeper.VersionInfo
-	for now.Pid == 0 || now.Pid == v.Pid {
-		now, _ = w.client.Version(context.Background())
-	}
+	pipes := w.run("c1", keeper.StreamSet{Stdin: true, Stdout: true}, "sh", "-c", "read x; echo got $x; exit 9")
+	w.killKeeper()
 	if _, err := pipes.Stdin.WriteString("word\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -279,6 +334,249 @@ func TestANewKeeperAdoptsWhatADeadOneLeft(t *testing.T) {
 		t.Fatalf("%+v %v", again, err)
 	}
 	again.Close()
+}
+
+func TestATerminalSurvivesTwoKeepers(t *testing.T) {
+	w := newWorld(t)
+	p := w.run("c1", keeper.StreamSet{TTY: true}, "sh", "-c", "stty -echo 2>/dev/null; while read x; do echo got $x; done")
+	for _, word := range []string{"one", "two", "three"} {
+		if _, err := p.TTY.WriteString(word + "\n"); err != nil {
+			t.Fatal(err)
+		}
+		var seen []byte
+		for !bytes.Contains(seen, []byte("got "+word)) {
+			b := make([]byte, 256)
+			n, err := p.TTY.Read(b)
+			if err != nil {
+				t.Fatalf("%v after %q", err, seen)
+			}
+			seen = append(seen, b[:n]...)
+		}
+		w.killKeeper()
+		if err := w.client.Resize(context.Background(), keeper.Ref{ID: "c1"}, 11, 22); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAnExitWhileNoKeeperLivesIsTold(t *testing.T) {
+	w := newWorld(t)
+	w.run("c1", outputs, "sleep", "1000")
+	all, err := w.client.List(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The keeper is stopped first, so that it cannot see its child's end.
+	pid := w.version().Pid
+	for _, step := range []struct {
+		pid int
+		sig syscall.Signal
+	}{{pid, syscall.SIGSTOP}, {all[0].Pid, syscall.SIGKILL}, {pid, syscall.SIGKILL}} {
+		if err := syscall.Kill(step.pid, step.sig); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e := w.exit(); e.ID != "c1" || e.Code != 137 {
+		t.Fatalf("%+v", e)
+	}
+}
+
+func TestAKeeperThatListensNoMoreHoldsUpNobody(t *testing.T) {
+	w := newWorld(t)
+	deaf, err := net.Dial("unix", filepath.Join(w.dir, "keeper/keeper.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer deaf.Close()
+	wire := keeper.NewWire(deaf.(*net.UnixConn))
+	if err := wire.Send(keeper.Frame{Seq: 1, Op: "subscribe"}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		id := fmt.Sprint("c", i)
+		w.run(id, outputs, "true").Close()
+		if e := w.exit(); e.ID != id {
+			t.Fatalf("%+v", e)
+		}
+	}
+}
+
+func TestExitsArriveThoughTheirReaderCallsBetween(t *testing.T) {
+	w := newWorld(t)
+	w.run("c1", outputs, "sleep", "1000")
+	const n = 24
+	for i := range n {
+		_, p, err := w.client.Exec(context.Background(), keeper.ExecRequest{Ref: keeper.Ref{ID: "c1", Exec: fmt.Sprint("e", i)}, Process: w.spec("c1", "true").Process, Streams: outputs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Close()
+	}
+	for range n {
+		e := w.exit()
+		if err := w.client.Ack(context.Background(), e.Ref); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.client.Delete(context.Background(), e.Ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestOrphansOfAContainerInTheHostsPidNamespaceAreReaped(t *testing.T) {
+	w := newWorld(t)
+	s := w.spec("c1", "sh", "-c", "(true & echo $!); exec sleep 1000")
+	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+	_, p, err := w.client.Create(context.Background(), keeper.CreateRequest{ID: "c1", Spec: s, Streams: outputs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.Start(context.Background(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(p.Stdout).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.until("orphan "+line+" reaped", func() bool { return !exists("/proc/" + strings.TrimSpace(line)) })
+}
+
+func TestExecInAPausedContainerIsRefused(t *testing.T) {
+	w := newWorld(t)
+	w.run("c1", outputs, "sleep", "1000")
+	if err := w.client.Pause(context.Background(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	request := keeper.ExecRequest{Ref: keeper.Ref{ID: "c1", Exec: "e1"}, Process: w.spec("c1", "true").Process, Streams: outputs}
+	if _, _, err := w.client.Exec(context.Background(), request); !errors.Is(err, fault.ErrConflict) {
+		t.Fatal(err)
+	}
+	if err := w.client.Resume(context.Background(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := w.client.Exec(context.Background(), request); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRealmsDoNotSeeOneAnother(t *testing.T) {
+	w := newWorld(t)
+	other, err := keeper.Connect(context.Background(), w.options("other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	w.run("c1", outputs, "true")
+	if e := w.exit(); e.ID != "c1" {
+		t.Fatalf("%+v", e)
+	}
+	if all, err := other.List(context.Background()); err != nil || len(all) != 0 {
+		t.Fatalf("%+v %v", all, err)
+	}
+	if _, _, err := other.Create(context.Background(), keeper.CreateRequest{ID: "c1", Spec: w.spec("other-c1", "true"), Streams: outputs}); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Start(context.Background(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-other.Exits(); e.ID != "c1" || e.Code != 0 {
+		t.Fatalf("%+v", e)
+	}
+	if all, err := w.client.List(context.Background()); err != nil || len(all) != 1 || all[0].Exit == nil || all[0].Exit.ID != "c1" {
+		t.Fatalf("%+v %v", all, err)
+	}
+	if err := other.Delete(context.Background(), keeper.Ref{ID: "c1"}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAFifoCarriesOutputWhileNoKeeperLives(t *testing.T) {
+	w := newWorld(t)
+	in, out := filepath.Join(w.dir, "in"), filepath.Join(w.dir, "out")
+	for _, f := range []string{in, out} {
+		if err := syscall.Mkfifo(f, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, p, err := w.client.Create(context.Background(), keeper.CreateRequest{ID: "c1", Spec: w.spec("c1", "sh", "-c", "cat; exit 4"), Fifos: keeper.Fifos{Stdin: in, Stdout: out}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	if err := w.client.Start(context.Background(), "c1"); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	for _, word := range []string{"one", "two"} {
+		// Each writer goes again; the process sees no end between them.
+		if err := os.WriteFile(in, []byte(word), 0); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, len(word))
+		if _, err := io.ReadFull(reader, b); err != nil || string(b) != word {
+			t.Fatalf("%q %v", b, err)
+		}
+		w.killKeeper()
+	}
+	if err := w.client.CloseStdin(context.Background(), keeper.Ref{ID: "c1"}); err != nil {
+		t.Fatal(err)
+	}
+	if rest, err := io.ReadAll(reader); err != nil || len(rest) != 0 {
+		t.Fatalf("%q %v", rest, err)
+	}
+	if e := w.exit(); e.Code != 4 && !e.Unknown {
+		t.Fatalf("%+v", e)
+	}
+}
+
+func TestAKeeperLivesInItsOwnSessionAndCgroup(t *testing.T) {
+	w := newWorld(t)
+	pid := w.version().Pid
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil || !strings.Contains(string(groups), w.group+"-itself") && !strings.Contains(string(groups), "itself.scope") {
+		t.Fatalf("%v: %s", err, groups)
+	}
+	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
+		t.Fatalf("session %d of %d: %v", sid, pid, err)
+	}
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err != nil || string(name) != "berth-keeper\n" {
+		t.Fatalf("%q %v", name, err)
+	}
+}
+
+func TestIdsThatLeaveAFolderAreRefused(t *testing.T) {
+	w := newWorld(t)
+	for _, id := range []string{"", "..", "../x", "a/b", "a@b", ".hidden", "-x", strings.Repeat("a", 300)} {
+		_, _, err := w.client.Create(context.Background(), keeper.CreateRequest{ID: id, Spec: w.spec("x", "true")})
+		if !errors.Is(err, fault.ErrInvalid) {
+			t.Errorf("%q: %v", id, err)
+		}
+	}
+	for _, exec := range []string{"..", "../../x", "a/b"} {
+		w.client.Ack(context.Background(), keeper.Ref{ID: "c", Exec: exec})
+		_, _, err := w.client.Exec(context.Background(), keeper.ExecRequest{Ref: keeper.Ref{ID: "c", Exec: exec}, Process: w.spec("x", "true").Process})
+		if err == nil {
+			t.Errorf("%q was taken", exec)
+		}
+	}
+}
+
+func TestAnAbandonedCreateLeavesNothing(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := w.client.Create(ctx, keeper.CreateRequest{ID: "c1", Spec: w.spec("c1", "true"), Streams: outputs}); err == nil {
+		t.Fatal("no error")
+	}
+	w.until("nothing is left", func() bool {
+		all, err := w.client.List(context.Background())
+		_, statErr := os.Stat(filepath.Join(w.dir, "keeper/state/c1"))
+		return err == nil && len(all) == 0 && statErr != nil
+	})
 }
 
 func TestManyContainersStartAtOnce(t *testing.T) {

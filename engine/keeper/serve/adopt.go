@@ -1,10 +1,13 @@
 package serve
 
 import (
+	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/engine/keeper"
 	"github.com/berth-project/berth/lib/fault"
@@ -42,7 +45,48 @@ func (k *server) adopt() error {
 			k.erase(r.Ref)
 		}
 	}
+	return k.sweep()
+}
+
+// sweep ends what a keeper was making when it died: nobody was told of it.
+func (k *server) sweep() error {
+	root := filepath.Join(k.dir, "state")
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if k.containers[e.Name()] != nil {
+			continue
+		}
+		k.log.Warn("half-made container removed", "container", e.Name())
+		if lib, err := libcontainer.Load(root, e.Name()); err == nil {
+			if err = end(lib); err == nil {
+				continue
+			}
+			k.log.Warn("half-made container not destroyed", "container", e.Name(), "error", err)
+		}
+		if err := os.RemoveAll(filepath.Join(root, e.Name())); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// end kills a container that is no child of ours and destroys it.
+func end(lib *libcontainer.Container) error {
+	state, err := lib.State()
+	if err != nil {
+		return err
+	}
+	if w, err := newWatch(state.InitProcessPid); err == nil {
+		defer w.close()
+		if err := lib.Signal(unix.SIGKILL); err == nil {
+			_ = w.file.SetReadDeadline(time.Now().Add(reapLimit))
+			_ = w.poll(unix.POLLHUP)
+		}
+	}
+	return lib.Destroy()
 }
 
 func (k *server) adoptProcess(c *container, r keeper.Process) {
@@ -55,19 +99,28 @@ func (k *server) adoptProcess(c *container, r keeper.Process) {
 	}
 	w, err := newWatch(r.Pid)
 	if err == nil && startTime(r.Pid) == r.StartTime {
-		go k.attend(c, p, w)
+		p.watch = w
+		go k.attend(c, p)
 		return
 	}
 	if err == nil {
 		w.close() // the number belongs to another process now
 	}
-	// It ended while no keeper lived.
-	e := keeper.Exit{Ref: r.Ref, Pid: r.Pid, Time: now(), Code: 137, Unknown: true, OOM: r.Exec == "" && oomKilled(c.cgroups)}
+	// It ended while no keeper lived, or just before the last one died.
+	e, journaled := k.exits.one(r.Ref, r.Pid)
+	if journaled {
+		p.Exit = &e
+		close(p.gone)
+		return
+	}
+	e = keeper.Exit{Ref: r.Ref, Pid: r.Pid, Time: now(), Code: 137, Unknown: true, OOM: r.Exec == "" && oomKilled(c.cgroups)}
+	if err := k.exits.keep(e); err != nil {
+		k.log.Error("exit not journaled", "container", r.ID, "error", err)
+	}
 	p.Exit = &e
 	if err := write(k.procPath(r.Ref), p.Process); err != nil {
 		k.log.Error("record not written", "container", r.ID, "error", err)
 	}
-	k.publish(e)
 	close(p.gone)
 }
 

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/containerd/console"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -38,12 +37,17 @@ type container struct {
 type process struct {
 	keeper.Process
 	lib   *libcontainer.Process // nil where adopted
+	watch *watch                // nil where it had ended before it was found
 	pipes keeper.Pipes
+	fifos keeper.Fifos
 	gone  chan struct{} // closed when it has exited
 }
 
 func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
 	var none keeper.Pipes
+	if err := checkRef(keeper.Ref{ID: r.ID}); err != nil {
+		return nil, none, err
+	}
 	if r.Spec == nil || r.Spec.Process == nil || r.Spec.Root == nil || r.Spec.Linux == nil {
 		return nil, none, fault.Invalidf("create %s: the specification is incomplete", r.ID)
 	}
@@ -65,6 +69,8 @@ func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
 	k.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	k.kids.forks.RLock()
+	defer k.kids.forks.RUnlock()
 
 	forget := func() {
 		k.mu.Lock()
@@ -81,7 +87,7 @@ func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
 		return nil, none, errors.Join(err, c.lib.Destroy())
 	}
 	lp.Init = true
-	p := &process{Process: keeper.Process{Ref: keeper.Ref{ID: r.ID}, Streams: r.Streams}, lib: lp, gone: make(chan struct{})}
+	p := &process{Process: keeper.Process{Ref: keeper.Ref{ID: r.ID}, Streams: r.Streams}, lib: lp, fifos: r.Fifos, gone: make(chan struct{})}
 	if err := k.launch(c, p); err != nil {
 		forget()
 		if destroyed := c.lib.Destroy(); destroyed != nil {
@@ -101,19 +107,28 @@ func (k *server) exec(r keeper.ExecRequest) (any, keeper.Pipes, error) {
 	if r.Process == nil || r.Exec == "" {
 		return nil, none, fault.Invalidf("exec in %s: the request is incomplete", r.ID)
 	}
+	if err := checkRef(r.Ref); err != nil {
+		return nil, none, err
+	}
 	lp, err := newProcess(r.Process)
 	if err != nil {
 		return nil, none, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.paused {
+		// A process that joins a frozen cgroup never comes back.
+		return nil, none, fault.Conflictf("container %s is paused, unpause the container before exec", r.ID)
+	}
+	k.kids.forks.RLock()
+	defer k.kids.forks.RUnlock()
 	if c.procs[r.Exec] != nil {
 		return nil, none, &fault.Error{Class: fault.ErrExists, Noun: "exec", ID: r.Exec}
 	}
 	if first := c.procs[""]; first == nil || first.Exit != nil {
 		return nil, none, fault.Conflictf("container %s is not running", r.ID)
 	}
-	p := &process{Process: keeper.Process{Ref: r.Ref, Streams: r.Streams}, lib: lp, gone: make(chan struct{})}
+	p := &process{Process: keeper.Process{Ref: r.Ref, Streams: r.Streams}, lib: lp, fifos: r.Fifos, gone: make(chan struct{})}
 	if err := k.launch(c, p); err != nil {
 		return nil, none, err
 	}
@@ -152,15 +167,14 @@ func (k *server) launch(c *container, p *process) (err error) {
 	if p.Pid, err = p.lib.Pid(); err != nil {
 		return fail(err)
 	}
-	w, err := newWatch(p.Pid)
-	if err != nil {
+	if p.watch, err = newWatch(p.Pid); err != nil {
 		return fail(fmt.Errorf("watch process: %w", err))
 	}
 	p.StartTime = startTime(p.Pid)
 	if p.Exec == "" {
 		state, err := c.lib.State()
 		if err != nil {
-			w.close()
+			p.watch.close()
 			return fail(err)
 		}
 		c.cgroups = state.CgroupPaths
@@ -168,98 +182,13 @@ func (k *server) launch(c *container, p *process) (err error) {
 	p.Cgroups = c.cgroups
 	p.Created = p.Exec == ""
 	if err := write(k.procPath(p.Ref), p.Process); err != nil {
-		w.close()
+		p.watch.close()
 		return fail(err)
 	}
 	c.procs[p.Exec] = p
-	go k.attend(c, p, w)
+	k.kids.add(p.Pid)
+	go k.attend(c, p)
 	return nil
-}
-
-// open makes the streams. It returns the ends of the process, to be closed
-// here once it has them; with a terminal, the socket for it and its other end.
-func (p *process) open() (theirs []*os.File, err error) {
-	if p.Streams.TTY {
-		p.Streams = keeper.StreamSet{TTY: true}
-		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return nil, err
-		}
-		child, parent := os.NewFile(uintptr(fds[0]), "console"), os.NewFile(uintptr(fds[1]), "console")
-		p.lib.ConsoleSocket = child
-		return []*os.File{child, parent}, nil
-	}
-	pipe := func(read bool) (ours, their *os.File) {
-		var fds [2]int
-		if err == nil {
-			err = unix.Pipe2(fds[:], unix.O_CLOEXEC)
-		}
-		if err != nil {
-			return nil, nil
-		}
-		r, w := os.NewFile(uintptr(fds[0]), "pipe"), os.NewFile(uintptr(fds[1]), "pipe")
-		if read {
-			ours, their = r, w
-		} else {
-			ours, their = w, r
-		}
-		theirs = append(theirs, their)
-		return ours, their
-	}
-	null := func() *os.File {
-		var f *os.File
-		if err == nil {
-			if f, err = os.OpenFile("/dev/null", os.O_RDWR, 0); err == nil {
-				theirs = append(theirs, f)
-			}
-		}
-		return f
-	}
-	var in, out, errs *os.File
-	if p.Streams.Stdin {
-		p.pipes.Stdin, in = pipe(false)
-	} else {
-		in = null()
-	}
-	if p.Streams.Stdout {
-		p.pipes.Stdout, out = pipe(true)
-	} else {
-		out = null()
-	}
-	if p.Streams.Stderr {
-		p.pipes.Stderr, errs = pipe(true)
-	} else {
-		errs = null()
-	}
-	p.lib.Stdin, p.lib.Stdout, p.lib.Stderr = in, out, errs
-	return theirs, err
-}
-
-func receiveTTY(socket *os.File) (*os.File, error) {
-	oob := make([]byte, unix.CmsgSpace(4))
-	name := make([]byte, 4096)
-	_, oobn, _, _, err := unix.Recvmsg(int(socket.Fd()), name, oob, unix.MSG_CMSG_CLOEXEC)
-	if err != nil {
-		return nil, err
-	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil {
-		return nil, err
-	}
-	if len(messages) != 1 {
-		return nil, errors.New("no descriptor came")
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("%d descriptors came: %w", len(fds), err)
-	}
-	f := os.NewFile(uintptr(fds[0]), "terminal")
-	// The master passes bytes as they are: no carriage returns added twice.
-	if err := console.ClearONLCR(f.Fd()); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 func (k *server) start(id string) error {
@@ -273,7 +202,13 @@ func (k *server) start(id string) error {
 	if !c.created || p == nil {
 		return fault.Conflictf("container %s was started before", id)
 	}
-	if err := c.lib.Exec(); err != nil {
+	if c.paused {
+		return fault.Conflictf("container %s is paused", id)
+	}
+	k.kids.forks.RLock()
+	err = c.lib.Exec()
+	k.kids.forks.RUnlock()
+	if err != nil {
 		return err
 	}
 	c.created, p.Created = false, false
@@ -312,9 +247,9 @@ func (k *server) kill(r keeper.KillRequest) error {
 		// and thaws a frozen cgroup so that the signal is heard.
 		err = c.lib.Signal(unix.SIGKILL)
 	} else {
-		err = unix.Kill(p.Pid, unix.Signal(r.Signal))
+		err = p.watch.signal(unix.Signal(r.Signal))
 	}
-	if errors.Is(err, unix.ESRCH) || errors.Is(err, libcontainer.ErrNotRunning) || errors.Is(err, os.ErrProcessDone) {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, libcontainer.ErrNotRunning) || errors.Is(err, os.ErrProcessDone) || errors.Is(err, os.ErrClosed) {
 		return fault.NotFoundf("process %s has finished", fileName(r.Ref))
 	}
 	return err
@@ -334,14 +269,27 @@ func (c *container) signalAll(s unix.Signal) error {
 }
 
 func (k *server) resize(r keeper.ResizeRequest) error {
-	_, p, err := k.process(r.Ref)
+	c, p, err := k.process(r.Ref)
 	if err != nil {
 		return err
 	}
-	if p.pipes.TTY == nil {
+	c.mu.Lock()
+	tty := p.pipes.TTY
+	c.mu.Unlock()
+	if tty == nil {
 		return fault.Invalidf("process %s has no terminal", fileName(r.Ref))
 	}
-	return unix.IoctlSetWinsize(int(p.pipes.TTY.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: r.Height, Col: r.Width})
+	// Not Fd: it would make the daemon's duplicate block too.
+	raw, err := tty.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if failed := raw.Control(func(fd uintptr) {
+		err = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: r.Height, Col: r.Width})
+	}); failed != nil {
+		return failed
+	}
+	return err
 }
 
 func (k *server) closeStdin(r keeper.Ref) error {
@@ -428,7 +376,10 @@ func (k *server) delete(r keeper.Ref) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r.Exec == "" {
-		if err := c.lib.Destroy(); err != nil && !errors.Is(err, cgroups.ErrDevicesUnsupported) {
+		k.kids.forks.RLock()
+		err := c.lib.Destroy()
+		k.kids.forks.RUnlock()
+		if err != nil && !errors.Is(err, cgroups.ErrDevicesUnsupported) {
 			return err
 		}
 		for id, e := range c.procs {
@@ -451,14 +402,16 @@ func (k *server) delete(r keeper.Ref) error {
 
 func (k *server) erase(r keeper.Ref) {
 	_ = os.Remove(k.procPath(r))
-	_ = k.forgetExit(r)
+	_ = k.exits.forget(r)
 }
 
 func (k *server) pipes(r keeper.Ref) (keeper.Pipes, error) {
-	_, p, err := k.process(r)
+	c, p, err := k.process(r)
 	if err != nil {
 		return keeper.Pipes{}, err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	return p.pipes, nil
 }
 

@@ -3,8 +3,6 @@ package serve
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -24,14 +22,18 @@ type server struct {
 	dir, build string
 	log        *slog.Logger
 
-	mu          sync.Mutex
-	containers  map[string]*container
-	subscribers map[*keeper.Wire]bool
-	stop        func()
+	mu         sync.Mutex
+	containers map[string]*container
+	stop       func()
+
+	exits journal
+	kids  children
 }
 
 func newKeeper(dir, build string, log *slog.Logger) (*server, error) {
-	k := &server{dir: dir, build: build, log: log, containers: map[string]*container{}, subscribers: map[*keeper.Wire]bool{}}
+	k := &server{dir: dir, build: build, log: log, containers: map[string]*container{}}
+	k.exits = journal{dir: filepath.Join(dir, "exits"), log: log, listeners: map[*keeper.Wire]*listener{}}
+	k.kids.running = map[int]bool{}
 	for _, sub := range []string{"state", "procs", "exits"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, err
@@ -49,6 +51,7 @@ func (k *server) serve(ctx context.Context, l *net.UnixListener) error {
 		<-ctx.Done()
 		_ = l.Close()
 	}()
+	go k.kids.reapOrphans(ctx)
 	for {
 		conn, err := l.AcceptUnix()
 		if err != nil {
@@ -64,9 +67,7 @@ func (k *server) serve(ctx context.Context, l *net.UnixListener) error {
 // converse answers one daemon; each request runs by itself.
 func (k *server) converse(w *keeper.Wire) {
 	defer func() {
-		k.mu.Lock()
-		delete(k.subscribers, w)
-		k.mu.Unlock()
+		k.exits.leave(w)
 		_ = w.Close()
 	}()
 	for {
@@ -143,7 +144,7 @@ func (k *server) do(w *keeper.Wire, f keeper.Frame, files []*os.File) (any, keep
 	case "delete":
 		return simple(&ref, func() error { return k.delete(ref) })
 	case "ack":
-		return simple(&ref, func() error { return k.forgetExit(ref) })
+		return simple(&ref, func() error { return k.exits.forget(ref) })
 	case "pids":
 		var pids []int
 		_, _, err := simple(&ref, func() (err error) { pids, err = k.pids(ref.ID); return err })
@@ -165,7 +166,7 @@ func (k *server) do(w *keeper.Wire, f keeper.Frame, files []*os.File) (any, keep
 			return k.adoptPipes(r.Ref, p)
 		})
 	case "subscribe":
-		return nil, none, k.subscribe(w)
+		return nil, none, k.exits.join(w)
 	case "shutdown":
 		k.mu.Lock()
 		n := len(k.containers)
@@ -186,104 +187,4 @@ func (k *server) container(id string) (*container, error) {
 		return nil, fault.NotFound("container", id)
 	}
 	return c, nil
-}
-
-// subscribe sends all exits that nobody has acknowledged, then new ones as they come.
-func (k *server) subscribe(w *keeper.Wire) error {
-	// Under the lock no exit can be journaled twice or fall between.
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	exits, err := k.journaled()
-	if err != nil {
-		return err
-	}
-	for _, e := range exits {
-		if err := send(w, e); err != nil {
-			return err
-		}
-	}
-	k.subscribers[w] = true
-	return nil
-}
-
-func send(w *keeper.Wire, e keeper.Exit) error {
-	body, err := json.Marshal(e)
-	if err != nil {
-		return err
-	}
-	return w.Send(keeper.Frame{Op: "exit", Body: body})
-}
-
-// publish journals an exit, then tells those who listen.
-func (k *server) publish(e keeper.Exit) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if err := write(k.exitPath(e.Ref), e); err != nil {
-		k.log.Error("exit not journaled", "container", e.ID, "error", err)
-	}
-	for w := range k.subscribers {
-		if err := send(w, e); err != nil {
-			delete(k.subscribers, w)
-		}
-	}
-}
-
-func (k *server) exitPath(r keeper.Ref) string { return filepath.Join(k.dir, "exits", fileName(r)) }
-func (k *server) procPath(r keeper.Ref) string { return filepath.Join(k.dir, "procs", fileName(r)) }
-
-func fileName(r keeper.Ref) string {
-	if r.Exec == "" {
-		return r.ID
-	}
-	return r.ID + "." + r.Exec
-}
-
-func (k *server) forgetExit(r keeper.Ref) error {
-	if err := os.Remove(k.exitPath(r)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-func (k *server) journaled() ([]keeper.Exit, error) {
-	return readAll[keeper.Exit](filepath.Join(k.dir, "exits"), k.log)
-}
-
-// readAll reads each record of a folder; one that is broken is told and left out.
-func readAll[T any](dir string, log *slog.Logger) ([]T, error) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, err
-	}
-	var all []T
-	for _, e := range entries {
-		if filepath.Ext(e.Name()) == ".tmp" {
-			_ = os.Remove(filepath.Join(dir, e.Name()))
-			continue
-		}
-		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
-		if err != nil {
-			return nil, err
-		}
-		var one T
-		if err := json.Unmarshal(b, &one); err != nil {
-			log.Error("record is broken", "file", e.Name(), "error", err)
-			continue
-		}
-		all = append(all, one)
-	}
-	return all, nil
-}
-
-// write replaces a small file whole. The run folder is memory: a power cut ends
-// every process in it too, so nothing is synced.
-func write(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(path+".tmp", b, 0o600); err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	return os.Rename(path+".tmp", path)
 }

@@ -39,6 +39,7 @@ func run(args []string, build string) error {
 	flags := flag.NewFlagSet("berth-keeper", flag.ContinueOnError)
 	dir := flags.String("dir", "", "folder of the keeper's state and socket")
 	readyFD := flags.Int("ready-fd", 0, "descriptor on which to say that the socket listens")
+	cgroup := flags.String("cgroup", "", "cgroup to move to, away from the daemon's; empty to stay")
 	showVersion := flags.Bool("version", false, "print the version and quit")
 	if err := flags.Parse(args[1:]); err != nil {
 		return nil // flag has said why
@@ -67,6 +68,28 @@ func run(args []string, build string) error {
 	defer lock.Close()
 
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	// The kernel names a process after its file, which is a number since the seal.
+	_ = os.WriteFile("/proc/self/comm", []byte("berth-keeper"), 0)
+	// Only an order ends a keeper: a stop of the daemon's session does not.
+	// Caught and dropped, not ignored: what is ignored stays ignored in every
+	// container, where a shell could then not trap it.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	if *cgroup != "" {
+		leave, err := joinCgroup(*cgroup)
+		if err != nil {
+			// Containers are in cgroups of their own in any case.
+			log.Warn("keeper stays in the daemon's cgroup", "error", err)
+		} else {
+			defer func() {
+				if err := leave(); err != nil {
+					log.Warn("cgroup of the keeper not removed", "error", err)
+				}
+			}()
+		}
+	}
+	if err := adoptOrphans(); err != nil {
+		return err
+	}
 	k, err := newKeeper(*dir, build, log)
 	if err != nil {
 		return err
@@ -82,10 +105,6 @@ func run(args []string, build string) error {
 		_, _ = f.WriteString("ok")
 		_ = f.Close()
 	}
-	// Only an order ends a keeper: a stop of the daemon's session does not.
-	// Caught and dropped, not ignored: what is ignored stays ignored in every
-	// container, where a shell could then not trap it.
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	return k.serve(context.Background(), l)
 }
 

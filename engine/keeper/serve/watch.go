@@ -44,8 +44,21 @@ func (w *watch) poll(events int16) error {
 	})
 }
 
+// signal reaches this process and no other that has its number later.
+func (w *watch) signal(s unix.Signal) error {
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if failed := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), s, nil, 0) }); failed != nil {
+		return failed
+	}
+	return err
+}
+
 // attend waits for a process's end, says so, and keeps its pipes until it is deleted.
-func (k *server) attend(c *container, p *process, w *watch) {
+func (k *server) attend(c *container, p *process) {
+	w := p.watch
 	defer w.close()
 	if err := w.wait(); err != nil {
 		k.log.Error("process not watched", "container", c.id, "error", err)
@@ -54,6 +67,7 @@ func (k *server) attend(c *container, p *process, w *watch) {
 	e := keeper.Exit{Ref: p.Ref, Pid: p.Pid, Time: now}
 	if p.lib != nil {
 		e.Code = reap(p)
+		k.kids.remove(p.Pid)
 	} else {
 		e.Code, e.Unknown = w.code()
 	}
@@ -64,13 +78,18 @@ func (k *server) attend(c *container, p *process, w *watch) {
 		}
 		e.OOM = oomKilled(c.cgroups)
 	}
+	// First the journal: a keeper that dies after it has the exit, and one
+	// that dies before it finds the process gone and asks the kernel.
+	if err := k.exits.keep(e); err != nil {
+		k.log.Error("exit not journaled", "container", c.id, "error", err)
+	}
 	c.mu.Lock()
 	p.Exit = &e
 	if err := write(k.procPath(p.Ref), p.Process); err != nil {
 		k.log.Error("record not written", "container", c.id, "error", err)
 	}
 	c.mu.Unlock()
-	k.publish(e)
+	k.exits.tell(e)
 	close(p.gone)
 }
 
