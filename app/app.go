@@ -322,7 +322,7 @@ func (d *daemon) buildNetworks() error {
 		Bridge: network.DefaultBridge{Name: c.Bridge, MTU: c.MTU, ICC: c.ICC, Masq: c.IPMasq},
 	}
 	if c.IPTables {
-		o.Firewall = firewall.New(key)
+		o.Firewall = firewall.New(key, d.log)
 	}
 	if o.Bridge.Name == "" {
 		o.Bridge.Name = "berth0"

@@ -29,8 +29,8 @@ func (n names) Lookup(sandbox, name string) (found []netip.Addr, known bool) {
 	if b == nil {
 		return nil, false
 	}
-	if name == hostInternal {
-		if g := s.gateway(); g.IsValid() {
+	if name == hostInternal && s.outward(b) {
+		if g := s.gateway(b.endpoints); !g.IsUnspecified() {
 			return []netip.Addr{g}, true
 		}
 	}
@@ -93,13 +93,7 @@ func (n names) Upstream(sandbox string) []netip.AddrPort {
 	if b == nil {
 		return nil
 	}
-	out := false
-	for _, e := range b.endpoints {
-		if st := s.byID[e.NetworkID]; st != nil && !st.Internal {
-			out = true
-		}
-	}
-	if !out {
+	if !s.outward(b) {
 		return nil
 	}
 	servers := b.c.Spec.DNS
@@ -116,20 +110,42 @@ func (n names) Upstream(sandbox string) []netip.AddrPort {
 	return list
 }
 
-// gateway is the host's address on the default bridge. s.mu is held.
-func (s *Service) gateway() netip.Addr {
+// outward tells whether a container is on a network that leads out. s.mu is held.
+func (s *Service) outward(b *box) bool {
+	return slices.ContainsFunc(b.endpoints, func(e container.Endpoint) bool {
+		st := s.byID[e.NetworkID]
+		return st != nil && !st.Internal
+	})
+}
+
+// gateway is the host as containers reach it: its address on the default
+// bridge, or on a network of theirs where there is none. s.mu is held.
+func (s *Service) gateway(endpoints []container.Endpoint) netip.Addr {
+	if s.o.HostGateway.IsValid() {
+		return s.o.HostGateway
+	}
 	for _, st := range s.byID {
 		if st.Name == "bridge" && len(st.pools) > 0 {
 			return st.pools[0].gateway
 		}
 	}
-	return netip.Addr{}
+	for _, e := range endpoints {
+		if e.Gateway4.IsValid() {
+			return e.Gateway4
+		}
+	}
+	return netip.IPv4Unspecified()
 }
 
-// hosts writes /etc/hosts as docker does.
-func (s *Service) hosts(c container.Container, endpoints []container.Endpoint) []byte {
+// hosts writes /etc/hosts as docker does; a container in the host's namespace
+// has the host's own, with what is asked for behind it.
+func (s *Service) hosts(c container.Container, endpoints []container.Endpoint, host bool) []byte {
 	var b bytes.Buffer
-	b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	if own := hostsOfHost(); host && len(own) > 0 {
+		b.Write(append(bytes.TrimRight(own, "\n"), '\n'))
+	} else {
+		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	}
 	for _, extra := range c.Spec.ExtraHosts {
 		name, address, ok := strings.Cut(extra, "=")
 		if !ok {
@@ -137,26 +153,38 @@ func (s *Service) hosts(c container.Container, endpoints []container.Endpoint) [
 		}
 		if address == hostGateway {
 			s.mu.RLock()
-			address = s.gateway().String()
+			gateway := s.gateway(endpoints)
 			s.mu.RUnlock()
+			if host {
+				gateway = netip.MustParseAddr("127.0.0.1")
+			}
+			address = gateway.String()
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(address, "[]"), name)
 	}
-	for _, l := range c.Spec.Links {
-		s.addLink(&b, l)
-	}
-	name := c.Spec.Hostname
-	if c.Spec.Domainname != "" {
-		name = name + "." + c.Spec.Domainname + " " + name
+	for _, e := range endpoints {
+		if e.NetworkName == "bridge" {
+			for _, l := range append(slices.Clone(c.Spec.Links), e.Spec.Links...) {
+				s.addLink(&b, l)
+			}
+		}
 	}
 	for _, e := range endpoints {
 		for _, a := range []netip.Prefix{e.IPv4, e.IPv6} {
 			if a.IsValid() {
-				fmt.Fprintf(&b, "%s\t%s\n", a.Addr(), name)
+				b.WriteString(hostsLine(c, a.Addr()))
 			}
 		}
 	}
 	return b.Bytes()
+}
+
+func hostsLine(c container.Container, a netip.Addr) string {
+	name := c.Spec.Hostname
+	if c.Spec.Domainname != "" {
+		name = name + "." + c.Spec.Domainname + " " + name
+	}
+	return fmt.Sprintf("%s\t%s\n", a, name)
 }
 
 // addLink writes the line of an old link on the default bridge.
@@ -199,7 +227,7 @@ func (s *Service) resolv(c container.Container, custom bool) []byte {
 	if len(servers) == 0 {
 		servers = s.o.Defaults.Servers
 	}
-	if c.Spec.NetworkMode == "host" && len(servers) == 0 && len(search) == 0 && len(options) == 0 {
+	if mode(c.Spec.NetworkMode) == "host" && len(servers) == 0 && len(search) == 0 && len(options) == 0 {
 		return s.o.HostConf
 	}
 	if len(search) == 0 {

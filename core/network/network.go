@@ -42,6 +42,7 @@ type Pool struct {
 	Range   netip.Prefix // invalid: the whole subnet
 	Gateway netip.Addr
 	Aux     map[string]netip.Addr
+	Auto    bool `json:",omitempty"` // the service has chosen it: nobody may ask for addresses of it
 }
 
 // CreateOptions of a network. Pools may be empty or lack fields: the service fills them.

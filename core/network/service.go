@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -21,16 +20,6 @@ import (
 	"github.com/berth-project/berth/lib/fault"
 )
 
-// Options of drivers' options that clients know.
-const (
-	optionName       = "com.docker.network.bridge.name"
-	optionICC        = "com.docker.network.bridge.enable_icc"
-	optionMasquerade = "com.docker.network.bridge.enable_ip_masquerade"
-	optionHostIP     = "com.docker.network.bridge.host_binding_ipv4"
-	optionMTU        = "com.docker.network.driver.mtu"
-	optionDefault    = "com.docker.network.bridge.default_bridge"
-)
-
 // defaultMTU of bridges.
 const defaultMTU = 1500
 
@@ -39,9 +28,12 @@ type DefaultBridge struct {
 	Name      string // of the bridge; "none" leaves it out
 	BIP       netip.Prefix
 	FixedCIDR netip.Prefix
-	MTU       int
-	ICC, Masq bool
-	HostIP    netip.Addr // default address of published ports
+	// IPv6 gives it a second subnet: FixedCIDRv6, or one of its own.
+	IPv6        bool
+	FixedCIDRv6 netip.Prefix
+	MTU         int
+	ICC, Masq   bool
+	HostIP      netip.Addr // default address of published ports
 }
 
 // Options of a Service.
@@ -58,6 +50,9 @@ type Options struct {
 	HostDNS  []netip.Addr // servers of the host that containers can reach
 	HostConf []byte       // the host's resolv.conf
 	Defaults DNSDefaults
+	// HostGateway is what "host-gateway" means; invalid is the host's address
+	// on the default bridge.
+	HostGateway netip.Addr
 }
 
 // DNSDefaults are the daemon's settings for containers that have none.
@@ -75,7 +70,7 @@ type Service struct {
 	mu     sync.RWMutex
 	byID   map[string]*state
 	boxes  map[container.ID]*box
-	making sync.Mutex // one network is created or removed at a time
+	making sync.Mutex // one network is created or removed at a time; taken before mu
 }
 
 // state is a network with who is on it.
@@ -86,14 +81,17 @@ type state struct {
 	endpoints map[container.ID]Member
 }
 
-// box is one container's sandbox.
+// box is one container's sandbox. The container service changes one container
+// at a time; mu of the Service guards what lookups of names read.
 type box struct {
 	id        container.ID
 	c         container.Container
+	host      bool // the host's own namespace
 	endpoints []container.Endpoint
-	rules     []Rule
-	ports     []container.Binding
-	next      int // number of the next interface
+	rules     Rules               // what the firewall lets through for it
+	proxied   []Rule              // what the proxy serves for it
+	ports     []container.Binding // published now
+	held      []container.Binding // reserved in the table of ports
 	resolver  bool
 }
 
@@ -201,11 +199,20 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (id, warning stri
 	if err != nil {
 		return "", "", err
 	}
+	undo := func(err error) (string, string, error) {
+		if more := errors.Join(s.forbid(st.rules()), s.lower(st)); more != nil {
+			s.log.Warn("network not wholly undone", "network", o.Name, "error", more)
+		}
+		return "", "", err
+	}
 	if err := s.raise(ctx, st); err != nil {
-		return "", "", errors.Join(err, s.lower(st))
+		return undo(err)
+	}
+	if err := s.let(st.rules()); err != nil {
+		return undo(err)
 	}
 	if err := s.o.Store.PutNetwork(ctx, st.Network); err != nil {
-		return "", "", errors.Join(err, s.lower(st))
+		return undo(err)
 	}
 	s.mu.Lock()
 	s.byID[n.ID] = st
@@ -230,13 +237,11 @@ func (s *Service) check(o CreateOptions) error {
 		return fault.Unsupportedf("networks of scope %q need swarm mode, which is not supported", o.Scope)
 	}
 	switch o.Driver {
-	case "bridge":
-	case "host", "null":
+	case driverBridge, driverMacvlan, driverIpvlan:
+	case driverHost, driverNull:
 		return fault.Forbiddenf("only one instance of %q network is allowed", o.Driver)
 	case "overlay":
 		return fault.Unavailablef("This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.")
-	case "macvlan", "ipvlan":
-		return fault.Unsupportedf("networks of driver %q are not supported in this version of Berth", o.Driver)
 	default:
 		return fault.NotFoundf("could not find plugin %s in v1 plugin registry: plugin %q not found", o.Driver, o.Driver)
 	}
@@ -256,14 +261,20 @@ func (s *Service) check(o CreateOptions) error {
 // build plans a network: its bridge and its pools.
 func (s *Service) build(n Network) (*state, error) {
 	st := &state{Network: n, endpoints: map[container.ID]Member{}}
-	if n.Driver != "bridge" {
+	if !st.wired() {
 		return st, nil
+	}
+	if err := checkOptions(n); err != nil {
+		return nil, err
+	}
+	if n.Driver != driverBridge {
+		return st, s.plan(st)
 	}
 	st.bridge = n.Options[optionName]
 	if st.bridge == "" {
 		st.bridge = s.o.Links.BridgeName(n.ID)
 	}
-	if len(st.bridge) > 15 || strings.ContainsAny(st.bridge, "/ \t\n:") {
+	if len(st.bridge) > longestName || strings.ContainsAny(st.bridge, "/ \t\n:") {
 		return nil, fault.Invalidf("invalid bridge name %q: at most 15 characters without blanks and slashes", st.bridge)
 	}
 	s.mu.RLock()
@@ -300,14 +311,14 @@ func (s *Service) plan(st *state) error {
 		if err != nil {
 			return err
 		}
-		pools = append([]Pool{{Subnet: subnet}}, pools...)
+		pools = append([]Pool{{Subnet: subnet, Auto: true}}, pools...)
 	}
 	if st.EnableIPv6 && !has6 {
 		// A unique local prefix of its own (RFC 4193).
 		b := make([]byte, 5)
 		_, _ = rand.Read(b)
 		a := [16]byte{0xfd, b[0], b[1], b[2], b[3], b[4]}
-		pools = append(pools, Pool{Subnet: netip.PrefixFrom(netip.AddrFrom16(a), 64)})
+		pools = append(pools, Pool{Subnet: netip.PrefixFrom(netip.AddrFrom16(a), 64), Auto: true})
 	}
 	st.IPAM.Pools, st.pools = nil, nil
 	for _, p := range pools {
@@ -320,7 +331,9 @@ func (s *Service) plan(st *state) error {
 		}
 		p.Gateway = ap.gateway
 		st.IPAM.Pools = append(st.IPAM.Pools, p)
-		st.pools = append(st.pools, ap)
+		if p.Subnet.Addr().Is4() && st.EnableIPv4 || p.Subnet.Addr().Is6() && st.EnableIPv6 {
+			st.pools = append(st.pools, ap)
+		}
 	}
 	return nil
 }
@@ -346,8 +359,8 @@ func (s *Service) checkPool(st *state, p *Pool) error {
 		if other.ID == st.ID {
 			continue
 		}
-		for _, q := range other.IPAM.Pools {
-			if q.Subnet.Overlaps(p.Subnet) {
+		for _, q := range other.pools {
+			if q.subnet.Overlaps(p.Subnet) {
 				return fault.Forbiddenf("invalid pool request: Pool overlaps with other one on this address space")
 			}
 		}
@@ -387,48 +400,64 @@ func (s *Service) freeSubnet() (netip.Prefix, error) {
 	return netip.Prefix{}, fault.Invalidf("all predefined address pools have been fully subnetted")
 }
 
-func (st *state) filter() Filter {
-	f := Filter{Bridge: st.bridge, Internal: st.Internal, ICC: st.Options[optionICC] != "false", Masquerade: st.Options[optionMasquerade] != "false"}
-	for _, p := range st.IPAM.Pools {
-		f.Subnets = append(f.Subnets, p.Subnet)
-	}
-	return f
-}
-
-func (st *state) mtu() int {
-	if n, err := strconv.Atoi(st.Options[optionMTU]); err == nil && n >= 68 && n <= 65535 {
-		return n
-	}
-	return defaultMTU
-}
-
-// raise makes a network's bridge and rules.
+// raise makes what a network needs on the host: its bridge or parent.
 func (s *Service) raise(ctx context.Context, st *state) error {
-	if st.bridge == "" {
+	switch st.Driver {
+	case driverMacvlan, driverIpvlan:
+		return s.o.Links.EnsureParent(ctx, st.parent())
+	case driverBridge:
+	default:
 		return nil
 	}
 	b := Bridge{Name: st.bridge, MTU: st.mtu()}
 	for _, p := range st.pools {
-		b.Gateways = append(b.Gateways, netip.PrefixFrom(p.gateway, p.subnet.Bits()))
+		b.IPv6 = b.IPv6 || p.gateway.Is6()
+		if st.hasGateway(p) {
+			b.Gateways = append(b.Gateways, netip.PrefixFrom(p.gateway, p.subnet.Bits()))
+		}
 	}
-	if err := s.o.Links.EnsureBridge(ctx, b); err != nil {
-		return err
-	}
-	if s.o.Firewall == nil {
-		return nil
-	}
-	return s.o.Firewall.AddNetwork(st.filter())
+	return s.o.Links.EnsureBridge(ctx, b)
 }
 
+// lower takes that away.
 func (s *Service) lower(st *state) error {
-	if st.bridge == "" {
+	switch st.Driver {
+	case driverMacvlan, driverIpvlan:
+		parent := st.parent()
+		if slices.ContainsFunc(s.list(), func(other *state) bool {
+			return other != st && other.bridge == "" && other.wired() && other.parent() == parent
+		}) {
+			return nil // another network lies on it
+		}
+		return s.o.Links.RemoveParent(parent)
+	case driverBridge:
+		return s.o.Links.RemoveBridge(st.bridge)
+	}
+	return nil
+}
+
+// let and forbid change the firewall, where there is one.
+func (s *Service) let(r Rules) error {
+	if s.o.Firewall == nil || r.empty() {
 		return nil
 	}
-	var err error
-	if s.o.Firewall != nil {
-		err = s.o.Firewall.RemoveNetwork(st.filter())
+	return s.o.Firewall.Add(r)
+}
+
+func (s *Service) forbid(r Rules) error {
+	if s.o.Firewall == nil || r.empty() {
+		return nil
 	}
-	return errors.Join(err, s.o.Links.RemoveBridge(st.bridge))
+	return s.o.Firewall.Remove(r)
+}
+
+func (r Rules) empty() bool { return len(r.Networks)+len(r.Ports)+len(r.Guards) == 0 }
+
+func (st *state) rules() Rules {
+	if st.Driver != driverBridge {
+		return Rules{}
+	}
+	return Rules{Networks: []Filter{st.filter()}}
 }
 
 // Remove takes a network away that no container is on.
@@ -462,7 +491,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 		s.mu.Unlock()
 		return err
 	}
-	if err := s.lower(st); err != nil {
+	if err := errors.Join(s.forbid(st.rules()), s.lower(st)); err != nil {
 		s.log.Warn("network not wholly removed", "network", st.Name, "error", err)
 	}
 	s.publish("destroy", st.Network)

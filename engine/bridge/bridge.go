@@ -1,5 +1,5 @@
-// Package bridge makes network namespaces, bridges and the pairs that join
-// them, over netlink in this process. It decides nothing: core/network does.
+// Package bridge makes network namespaces, bridges and the interfaces that
+// join them, over netlink in this process. It decides nothing: core/network does.
 package bridge
 
 import (
@@ -9,23 +9,35 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"runtime"
+	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/network"
 	"github.com/berth-project/berth/lib/fault"
 )
+
+// made marks, as its alias, an interface that this package has made: others
+// are never deleted.
+const made = "berth"
 
 // Links implements core's network.Links for one engine.
 type Links struct {
 	dir    string // of the namespaces' mounts
 	prefix string // of the bridges' names
 	host   *netlink.Handle
+
+	spares chan *sandbox // namespaces made ahead
+	wake   chan struct{}
+	stop   chan struct{}
+	done   sync.WaitGroup
+	once   sync.Once
+
+	mu   sync.Mutex
+	open map[string]*sandbox
 }
 
 // New keeps namespaces at dir; key tells this engine's bridges from others'.
@@ -37,7 +49,22 @@ func New(dir, key string) (*Links, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Links{dir: dir, prefix: "br" + key + "-", host: host}, nil
+	l := &Links{dir: dir, prefix: "br" + key + "-", host: host, spares: make(chan *sandbox, spareSandboxes), wake: make(chan struct{}, 1), stop: make(chan struct{}), open: map[string]*sandbox{}}
+	l.done.Add(1)
+	go l.refill()
+	return l, nil
+}
+
+// Shutdown ends what runs in the background. Namespaces and bridges stay.
+func (l *Links) Shutdown() {
+	l.once.Do(func() { close(l.stop) })
+	l.done.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key, s := range l.open {
+		s.release()
+		delete(l.open, key)
+	}
 }
 
 // BridgeName is that of a user-defined network.
@@ -46,49 +73,131 @@ func (l *Links) BridgeName(id string) string {
 	return name[:min(len(name), 15)]
 }
 
+// HasIPv6 tells whether the host does IPv6 at all.
+func (l *Links) HasIPv6() bool {
+	_, err := os.Stat("/proc/net/if_inet6")
+	return err == nil
+}
+
 // EnsureBridge makes a bridge or brings it to what it must be.
 func (l *Links) EnsureBridge(_ context.Context, b network.Bridge) error {
 	link, err := l.host.LinkByName(b.Name)
 	if isMissing(err) {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.TxQLen = b.Name, b.MTU, -1
-		if err := l.host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+		if err := l.add(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return fmt.Errorf("make bridge %s: %w", b.Name, err)
 		}
 		link, err = l.host.LinkByName(b.Name)
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("bridge %s: %w", b.Name, err)
 	}
 	if link.Type() != "bridge" {
-		return fault.Conflictf("the interface %s is there and is no bridge", b.Name)
+		return fault.Conflictf("existing interface %s is not a bridge", b.Name)
 	}
-	sysctl("net/ipv4/ip_forward", "1")
-	sysctl("net/ipv4/conf/"+b.Name+"/route_localnet", "1") // for ports published on 127.0.0.1; guarded by the firewall
-	sysctl("net/ipv6/conf/"+b.Name+"/accept_ra", "0")
+	l.sysctl("net/ipv4/ip_forward", "1")
+	l.sysctl("net/ipv4/conf/"+b.Name+"/route_localnet", "1") // for ports published on 127.0.0.1; guarded by the firewall
+	l.sysctl("net/ipv6/conf/"+b.Name+"/accept_ra", "0")
+	if b.IPv6 {
+		l.sysctl("net/ipv6/conf/"+b.Name+"/disable_ipv6", "0")
+		l.keepRouterAdvertisements()
+		l.sysctl("net/ipv6/conf/all/forwarding", "1")
+	} else {
+		l.sysctl("net/ipv6/conf/"+b.Name+"/disable_ipv6", "1")
+	}
 	have, err := l.host.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return err
 	}
+	wanted := map[string]bool{}
 	for _, g := range b.Gateways {
-		if g.Addr().Is6() {
-			sysctl("net/ipv6/conf/"+b.Name+"/disable_ipv6", "0")
-			sysctl("net/ipv6/conf/all/forwarding", "1")
+		wanted[g.String()] = true
+	}
+	for _, a := range have {
+		switch {
+		case wanted[a.IPNet.String()]:
+			delete(wanted, a.IPNet.String())
+		case link.Attrs().Alias == made && a.Scope == int(netlink.SCOPE_UNIVERSE):
+			if err := l.host.AddrDel(link, &a); err != nil {
+				return fmt.Errorf("address %s of bridge %s: %w", a.IPNet, b.Name, err)
+			}
 		}
-		there := false
-		for _, a := range have {
-			there = there || a.IPNet.String() == g.String()
+	}
+	for _, g := range b.Gateways {
+		if wanted[g.String()] {
+			if err := l.host.AddrAdd(link, address(g)); err != nil && !errors.Is(err, unix.EEXIST) {
+				return fmt.Errorf("address %s of bridge %s: %w", g, b.Name, err)
+			}
 		}
-		if there {
-			continue
+	}
+	return l.host.LinkSetUp(link)
+}
+
+// add makes a link that this package may delete again.
+func (l *Links) add(link netlink.Link) error {
+	if err := l.host.LinkAdd(link); err != nil {
+		return err
+	}
+	there, err := l.host.LinkByName(link.Attrs().Name)
+	if err != nil {
+		return err
+	}
+	return l.host.LinkSetAlias(there, made)
+}
+
+// remove deletes a link that add has made; one that is not there is no error.
+func (l *Links) remove(name string) error {
+	link, err := l.host.LinkByName(name)
+	if isMissing(err) || err == nil && link.Attrs().Alias != made {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return l.host.LinkDel(link)
+}
+
+// RemoveBridge deletes a bridge that EnsureBridge has made.
+func (l *Links) RemoveBridge(name string) error { return l.remove(name) }
+
+// RemoveParent deletes an interface that EnsureParent has made.
+func (l *Links) RemoveParent(name string) error { return l.remove(name) }
+
+// EnsureParent finds the interface that macvlan and ipvlan lie on. "eth0.10"
+// is VLAN 10 of eth0; a network without a parent has one that leads nowhere.
+func (l *Links) EnsureParent(_ context.Context, name string) error {
+	link, err := l.host.LinkByName(name)
+	if err == nil {
+		return l.host.LinkSetUp(link)
+	}
+	if !isMissing(err) {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	if len(name) > 15 {
+		return fault.Invalidf("invalid parent interface %q", name)
+	}
+	if strings.HasPrefix(name, "dm-") {
+		if err := l.add(&netlink.Dummy{LinkAttrs: attrs}); err != nil {
+			return fmt.Errorf("make interface %s: %w", name, err)
 		}
-		a := address(g)
-		if g.Addr().Is6() {
-			a.Flags |= unix.IFA_F_NODAD
+	} else {
+		base, tag, ok := strings.Cut(name, ".")
+		id, bad := strconv.ParseUint(tag, 10, 12)
+		on, err := l.host.LinkByName(base)
+		if !ok || bad != nil || err != nil {
+			return fault.Invalidf("-o parent interface was not found on the host: %s", name)
 		}
-		if err := l.host.AddrAdd(link, a); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("address %s of bridge %s: %w", g, b.Name, err)
+		attrs.ParentIndex = on.Attrs().Index
+		if err := l.add(&netlink.Vlan{LinkAttrs: attrs, VlanId: int(id)}); err != nil {
+			return fmt.Errorf("make interface %s: %w", name, err)
 		}
+	}
+	link, err = l.host.LinkByName(name)
+	if err != nil {
+		return err
 	}
 	return l.host.LinkSetUp(link)
 }
@@ -99,204 +208,58 @@ func isMissing(err error) bool {
 }
 
 func address(p netip.Prefix) *netlink.Addr {
-	bits := p.Addr().BitLen()
-	return &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), bits)}}
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD // nobody else may have it
+	}
+	if p.Addr().IsLinkLocalUnicast() {
+		a.Scope = int(netlink.SCOPE_LINK)
+	}
+	return a
 }
 
-// sysctl sets one where it is there and differs; what the host cannot do it does not have.
-func sysctl(name, value string) {
-	path := "/proc/sys/" + name
-	if b, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(b)) == value {
+// sysctl sets one of the host where it is there and differs, and records what
+// it was beside the namespaces' folder.
+func (l *Links) sysctl(name, value string) {
+	old, changed := setSysctl(name, value)
+	if !changed {
 		return
 	}
-	_ = os.WriteFile(path, []byte(value), 0o644)
+	f, err := os.OpenFile(l.dir+".sysctl", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return // a record only
+	}
+	defer f.Close()
+	_, _ = fmt.Fprintf(f, "%s: %s → %s\n", name, old, value)
 }
 
-// RemoveBridge deletes a bridge; one that is not there is no error.
-func (l *Links) RemoveBridge(name string) error {
-	link, err := l.host.LinkByName(name)
-	if isMissing(err) {
-		return nil
+// setSysctl writes a setting of the thread's network namespace; what the
+// kernel does not have is left.
+func setSysctl(name, value string) (old string, changed bool) {
+	path := "/proc/sys/" + name
+	b, err := os.ReadFile(path)
+	old = strings.TrimSpace(string(b))
+	if err != nil || old == value {
+		return old, false
 	}
-	if err != nil {
-		return err
-	}
-	return l.host.LinkDel(link)
+	return old, os.WriteFile(path, []byte(value), 0o644) == nil
 }
 
-// Path is where a sandbox's namespace is mounted.
-func (l *Links) Path(sandbox string) string { return filepath.Join(l.dir, sandbox) }
-
-// Open makes a namespace with its loopback up.
-func (l *Links) Open(_ context.Context, sandbox string, sysctls map[string]string) (string, error) {
-	path := l.Path(sandbox)
-	var fs unix.Statfs_t
-	if unix.Statfs(path, &fs) == nil && fs.Type == unix.NSFS_MAGIC {
-		return path, nil
+// keepRouterAdvertisements lets the host's interfaces that learn routes from
+// their routers go on when forwarding is switched on (accept_ra 2).
+func (l *Links) keepRouterAdvertisements() {
+	if b, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/forwarding"); err != nil || strings.TrimSpace(string(b)) == "1" {
+		return
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
+	entries, err := os.ReadDir("/proc/sys/net/ipv6/conf")
 	if err != nil {
-		return "", err
+		return
 	}
-	_ = f.Close()
-	failed := make(chan error, 1)
-	go func() {
-		// The thread is in another namespace for good: it ends with the goroutine.
-		runtime.LockOSThread()
-		failed <- l.unshare(path, sysctls)
-	}()
-	if err := <-failed; err != nil {
-		return "", errors.Join(fmt.Errorf("make network namespace: %w", err), os.Remove(path))
-	}
-	return path, nil
-}
-
-func (l *Links) unshare(path string, sysctls map[string]string) error {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return err
-	}
-	if err := unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, ""); err != nil {
-		return err
-	}
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	if err := h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}}); err != nil {
-		return err
-	}
-	for k, v := range sysctls {
-		if err := os.WriteFile("/proc/sys/"+strings.ReplaceAll(k, ".", "/"), []byte(v), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Close lets a namespace go; its interfaces go with it.
-func (l *Links) Close(sandbox string) error {
-	path := l.Path(sandbox)
-	if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
-// Attach gives a sandbox an interface on a bridge.
-func (l *Links) Attach(_ context.Context, n network.Link) (err error) {
-	master, err := l.host.LinkByName(n.Bridge)
-	if err != nil {
-		return fmt.Errorf("bridge %s: %w", n.Bridge, err)
-	}
-	ns, err := os.Open(l.Path(n.Sandbox))
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	mac, err := net.ParseMAC(n.MAC)
-	if err != nil {
-		return fault.Invalidf("invalid MAC address %q", n.MAC)
-	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.TxQLen = n.HostName, n.MTU, master.Attrs().Index, -1
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: n.Interface, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(int(ns.Fd()))}
-	if err := l.host.LinkAdd(pair); err != nil {
-		return fmt.Errorf("make interface %s: %w", n.HostName, err)
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, l.Detach(n))
-		}
-	}()
-	sysctl("net/ipv6/conf/"+n.HostName+"/disable_ipv6", "1") // a bridge's port needs no address
-	if n.Isolated {
-		if err := l.host.LinkSetIsolated(pair, true); err != nil {
-			return fmt.Errorf("isolate interface %s: %w", n.HostName, err)
-		}
-	}
-	if err := l.host.LinkSetUp(pair); err != nil {
-		return err
-	}
-	return l.inside(ns, n)
-}
-
-// inside sets addresses and routes in the sandbox.
-func (l *Links) inside(ns *os.File, n network.Link) error {
-	h, err := handleAt(ns)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	link, err := h.LinkByName(n.Interface)
-	if err != nil {
-		return err
-	}
-	for _, p := range n.Addresses {
-		a := address(p)
-		if p.Addr().Is6() {
-			a.Flags |= unix.IFA_F_NODAD
-		}
-		if err := h.AddrAdd(link, a); err != nil {
-			return fmt.Errorf("address %s: %w", p, err)
-		}
-	}
-	if err := h.LinkSetUp(link); err != nil {
-		return err
-	}
-	for _, g := range n.Gateways {
-		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: g.AsSlice()}
-		if err := h.RouteAdd(route); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("default route over %s: %w", g, err)
-		}
-	}
-	return nil
-}
-
-// Detach removes an interface by the host's end, or by its name inside.
-func (l *Links) Detach(n network.Link) error {
-	link, err := l.host.LinkByName(n.HostName)
-	if isMissing(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	err = l.host.LinkDel(link)
-	if errors.Is(err, unix.ENODEV) {
-		return nil
-	}
-	return err
-}
-
-// Stats reads the counters of an interface as its container sees them.
-func (l *Links) Stats(hostName string) (container.NetStats, error) {
-	link, err := l.host.LinkByName(hostName)
-	if err != nil {
-		return container.NetStats{}, err
-	}
-	s := link.Attrs().Statistics
-	if s == nil {
-		return container.NetStats{}, nil
-	}
-	// What the host's end sends, the container's receives.
-	return container.NetStats{
-		RxBytes: s.TxBytes, RxPackets: s.TxPackets, RxErrors: s.TxErrors, RxDropped: s.TxDropped,
-		TxBytes: s.RxBytes, TxPackets: s.RxPackets, TxErrors: s.RxErrors, TxDropped: s.RxDropped,
-	}, nil
-}
-
-// Sandboxes lists the namespaces that are mounted or were.
-func (l *Links) Sandboxes() ([]string, error) {
-	entries, err := os.ReadDir(l.dir)
-	var names []string
 	for _, e := range entries {
-		names = append(names, e.Name())
+		if b, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + e.Name() + "/accept_ra"); err == nil && strings.TrimSpace(string(b)) == "1" && e.Name() != "all" && e.Name() != "default" && e.Name() != "lo" {
+			l.sysctl("net/ipv6/conf/"+e.Name()+"/accept_ra", "2")
+		}
 	}
-	return names, err
 }
 
 // Bridges lists this engine's bridges of user-defined networks.
@@ -307,8 +270,30 @@ func (l *Links) Bridges() ([]string, error) {
 	}
 	var names []string
 	for _, link := range links {
-		if link.Type() == "bridge" && strings.HasPrefix(link.Attrs().Name, l.prefix) {
-			names = append(names, link.Attrs().Name)
+		if a := link.Attrs(); link.Type() == "bridge" && a.Alias == made && strings.HasPrefix(a.Name, l.prefix) {
+			names = append(names, a.Name)
+		}
+	}
+	return names, nil
+}
+
+// Ports lists the hosts' ends of containers' interfaces on a bridge.
+func (l *Links) Ports(bridge string) ([]string, error) {
+	master, err := l.host.LinkByName(bridge)
+	if isMissing(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	links, err := l.host.LinkList()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, link := range links {
+		if a := link.Attrs(); a.MasterIndex == master.Attrs().Index && link.Type() == "veth" && strings.HasPrefix(a.Name, "veth") {
+			names = append(names, a.Name)
 		}
 	}
 	return names, nil
@@ -316,7 +301,11 @@ func (l *Links) Bridges() ([]string, error) {
 
 // Routed tells whether a subnet overlaps one that the host has a route to.
 func (l *Links) Routed(p netip.Prefix) (bool, error) {
-	routes, err := l.host.RouteList(nil, netlink.FAMILY_V4)
+	family := netlink.FAMILY_V4
+	if p.Addr().Is6() {
+		family = netlink.FAMILY_V6
+	}
+	routes, err := l.host.RouteList(nil, family)
 	if err != nil {
 		return false, err
 	}
@@ -325,8 +314,8 @@ func (l *Links) Routed(p netip.Prefix) (bool, error) {
 			continue
 		}
 		ones, _ := r.Dst.Mask.Size()
-		a, ok := netip.AddrFromSlice(r.Dst.IP.To4())
-		if ok && ones > 0 && netip.PrefixFrom(a, ones).Overlaps(p) {
+		a, ok := netip.AddrFromSlice(r.Dst.IP)
+		if ok && ones > 0 && netip.PrefixFrom(a.Unmap(), ones).Overlaps(p) {
 			return true, nil
 		}
 	}

@@ -1,389 +1,302 @@
-// Package firewall writes this engine's packet rules: one nftables table of
+// Package firewall writes this engine's packet rules in nftables tables of
 // its own, with sets and maps, so that a change costs the same whatever is
 // there. It must not know containers; core/network says what to let through.
 package firewall
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
-	"os"
+	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-project/berth/core/network"
+	core "github.com/berth-project/berth/core/network"
 )
 
-// batch bounds the elements of one netlink message.
-const batch = 500
+// Limits of one transaction.
+const (
+	batch        = 400              // elements of one netlink message: its length is 16 bits
+	bufferBytes  = 32 << 20         // of the socket: a transaction is sent whole
+	replyTimeout = 15 * time.Second // of the kernel
+)
 
-// Firewall implements core's network.Firewall with the table "berth" or
-// "berth-<key>" of the family ip:
-//
-//	published        address . protocol . port → address . port
-//	published_any    protocol . port           → address . port
-//	bridges          our bridges; what enters them must be published or belong
-//	within           bridges whose containers may reach one another
-//	internal         bridges whose packets do not leave
-//	masqueraded      subnets that go out with the host's address
+// Firewall implements core's network.Firewall. Its table "berth" or
+// "berth-<key>" of the family inet says what passes between networks and what
+// is translated; the one of the same name in the family bridge says what a
+// container may claim to be. What ought to be there is known in memory: a
+// table that somebody flushes is written again.
 type Firewall struct {
 	name string
-	mu   sync.Mutex
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	c       *nftables.Conn
+	raw     *netlink.Conn
+	own     map[uint32]bool // netlink ports of our own changes
+	model   map[string]map[string]*slot
+	guarded bool // the kernel has nftables for bridges
+	watch   *watch
+}
+
+// slot is an element that is wanted n times.
+type slot struct {
+	elements []nftables.SetElement
+	n        int
 }
 
 // New makes a Firewall for the engine with this key.
-func New(key string) *Firewall {
+func New(key string, log *slog.Logger) *Firewall {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	name := "berth"
 	if key != "" {
 		name += "-" + key
 	}
-	return &Firewall{name: name}
+	return &Firewall{name: name, log: log, own: map[uint32]bool{}, model: map[string]map[string]*slot{}, guarded: true}
 }
 
-func (f *Firewall) table() *nftables.Table {
-	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: f.name}
-}
-
-// sets of the table; their definitions must be the same at each use.
-type sets struct {
-	published, any, bridges, within, internal, subnets, masqueraded *nftables.Set
-}
-
-func define(t *nftables.Table) sets {
-	to := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
-	return sets{
-		published: &nftables.Set{Table: t, Name: "published", IsMap: true, Concatenation: true, DataType: to,
-			KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)},
-		any: &nftables.Set{Table: t, Name: "published_any", IsMap: true, Concatenation: true, DataType: to,
-			KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)},
-		bridges:     &nftables.Set{Table: t, Name: "bridges", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
-		within:      &nftables.Set{Table: t, Name: "within", KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName), Concatenation: true, KeyByteOrder: binaryutil.NativeEndian},
-		internal:    &nftables.Set{Table: t, Name: "internal", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
-		subnets:     &nftables.Set{Table: t, Name: "subnets", KeyType: nftables.TypeIPAddr, Interval: true},
-		masqueraded: &nftables.Set{Table: t, Name: "masqueraded", KeyType: nftables.TypeIPAddr, Interval: true},
+// dial gives the connection for changes. f.mu is held.
+func (f *Firewall) dial() (*nftables.Conn, error) {
+	if f.c == nil {
+		c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(f.prepare))
+		if err != nil {
+			return nil, fmt.Errorf("open nftables: %w", err)
+		}
+		f.c = c
 	}
+	return f.c, f.raw.SetDeadline(time.Now().Add(replyTimeout))
 }
 
-// Registers of four bytes each (NFT_REG32_00 is 8).
-const (
-	reg0 = 8
-	reg1 = 9
-	reg2 = 10
-	reg4 = 12
-	reg5 = 13
-)
-
-func payload(offset, size uint32, base expr.PayloadBase, reg uint32) expr.Any {
-	return &expr.Payload{OperationType: expr.PayloadLoad, DestRegister: reg, Base: base, Offset: offset, Len: size}
-}
-
-func daddr(reg uint32) expr.Any { return payload(16, 4, expr.PayloadBaseNetworkHeader, reg) }
-func saddr(reg uint32) expr.Any { return payload(12, 4, expr.PayloadBaseNetworkHeader, reg) }
-func dport(reg uint32) expr.Any { return payload(2, 2, expr.PayloadBaseTransportHeader, reg) }
-func meta(k expr.MetaKey, reg uint32) expr.Any {
-	return &expr.Meta{Key: k, Register: reg}
-}
-func in(s *nftables.Set, reg uint32, invert bool) expr.Any {
-	return &expr.Lookup{SourceRegister: reg, SetName: s.Name, SetID: s.ID, Invert: invert}
-}
-func verdict(k expr.VerdictKind) expr.Any { return &expr.Verdict{Kind: k} }
-
-// localTo matches packets for an address of this host.
-func localTo() []expr.Any {
-	return []expr.Any{
-		&expr.Fib{Register: reg0, ResultADDRTYPE: true, FlagDADDR: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+func (f *Firewall) prepare(raw *netlink.Conn) error {
+	f.raw = raw
+	if err := errors.Join(raw.SetWriteBuffer(bufferBytes), raw.SetReadBuffer(bufferBytes)); err != nil {
+		return err
 	}
-}
-
-// translate sends a packet where a map says; without an element it goes on.
-func translate(s *nftables.Set, key ...expr.Any) []expr.Any {
-	out := append([]expr.Any{}, key...)
-	return append(out,
-		&expr.Lookup{SourceRegister: reg0, DestRegister: reg4, IsDestRegSet: true, SetName: s.Name, SetID: s.ID},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg4, RegProtoMin: reg5})
-}
-
-// translated matches connections whose destination was translated.
-func translated() []expr.Any {
-	const dnat = 1 << 5 // IPS_DST_NAT
-	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATUS, Register: reg0},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(dnat), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)},
-	}
-}
-
-func known() []expr.Any {
-	const established, related = 1 << 1, 1 << 2 // NF_CT_STATE_BIT
-	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: reg0},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(established | related), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)},
-	}
-}
-
-// loopback matches 127.0.0.0/8 in a register that holds an address.
-func loopback(address func(uint32) expr.Any) []expr.Any {
-	return []expr.Any{address(reg0),
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: []byte{255, 0, 0, 0}, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{127, 0, 0, 0}}}
-}
-
-func join(parts ...[]expr.Any) []expr.Any {
-	var all []expr.Any
-	for _, p := range parts {
-		all = append(all, p...)
-	}
-	return all
-}
-
-func one(e ...expr.Any) []expr.Any { return e }
-
-// Reset replaces the whole table in one transaction.
-func (f *Firewall) Reset(networks []network.Filter, rules []network.Rule) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	c, err := nftables.New()
+	s, err := raw.SyscallConn()
 	if err != nil {
 		return err
 	}
-	t := f.table()
-	c.AddTable(t) // so that the deletion finds one
-	c.DelTable(t)
-	c.AddTable(t)
-	s := define(t)
-	for _, set := range []*nftables.Set{s.published, s.any, s.bridges, s.within, s.internal, s.subnets, s.masqueraded} {
-		if err := c.AddSet(set, nil); err != nil {
-			return err
+	return s.Control(func(fd uintptr) {
+		if a, err := unix.Getsockname(int(fd)); err == nil {
+			f.own[a.(*unix.SockaddrNetlink).Pid] = true
 		}
-	}
-	f.chains(c, t, s)
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("write firewall table %s: %w", f.name, err)
-	}
-	for _, n := range networks {
-		if err := f.network(n, true); err != nil {
-			return err
-		}
-	}
-	return f.elements(rules, true)
+	})
 }
 
-func (f *Firewall) chains(c *nftables.Conn, t *nftables.Table, s sets) {
-	accept := nftables.ChainPolicyAccept
-	chain := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
-		return c.AddChain(&nftables.Chain{Name: name, Table: t, Type: kind, Hooknum: hook, Priority: &priority, Policy: &accept})
+// hangUp drops a connection whose state is not known. f.mu is held.
+func (f *Firewall) hangUp() {
+	if f.c != nil {
+		_ = f.c.CloseLasting()
+		f.c, f.raw = nil, nil
 	}
-	rule := func(ch *nftables.Chain, parts ...[]expr.Any) {
-		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: join(parts...)})
-	}
-	exact := one(daddr(reg0), meta(expr.MetaKeyL4PROTO, reg1), dport(reg2))
-	wild := one(meta(expr.MetaKeyL4PROTO, reg0), dport(reg1))
-
-	raw := chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw)
-	// The bridges route 127.0.0.0/8 for published ports: nobody outside may use that.
-	rule(raw, one(meta(expr.MetaKeyIIFNAME, 1), in(s.bridges, 1, false)), loopback(daddr), one(verdict(expr.VerdictDrop)))
-
-	pre := chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest)
-	out := chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest)
-	for _, ch := range []*nftables.Chain{pre, out} {
-		rule(ch, localTo(), translate(s.published, exact...))
-		rule(ch, localTo(), translate(s.any, wild...))
-	}
-	post := chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource)
-	toUs := one(meta(expr.MetaKeyOIFNAME, 1), in(s.bridges, 1, false))
-	masquerade := one(&expr.Masq{})
-	rule(post, toUs, loopback(saddr), masquerade)                                            // the host's own 127.0.0.1
-	rule(post, toUs, translated(), one(saddr(reg0), in(s.subnets, reg0, false)), masquerade) // a container over the host's address
-	rule(post, one(meta(expr.MetaKeyOIFNAME, 1), in(s.bridges, 1, true), saddr(reg0), in(s.masqueraded, reg0, false)), masquerade)
-
-	fwd := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, *nftables.ChainPriorityFilter)
-	fromUs := one(meta(expr.MetaKeyIIFNAME, 1), in(s.bridges, 1, false))
-	rule(fwd, one(meta(expr.MetaKeyIIFNAME, 1), in(s.internal, 1, false)), one(meta(expr.MetaKeyOIFNAME, 1), in(s.internal, 1, true)), one(verdict(expr.VerdictDrop)))
-	rule(fwd, toUs, known(), one(verdict(expr.VerdictAccept)))
-	rule(fwd, toUs, translated(), one(verdict(expr.VerdictAccept)))
-	// Where br_netfilter is on, frames between two ports of one bridge come here too.
-	rule(fwd, one(meta(expr.MetaKeyIIFNAME, 1), meta(expr.MetaKeyOIFNAME, 2), in(s.within, 1, false)), one(verdict(expr.VerdictAccept)))
-	rule(fwd, toUs, one(verdict(expr.VerdictDrop))) // neither published nor an answer: another network, or from outside
-	rule(fwd, fromUs, one(verdict(expr.VerdictAccept)))
 }
 
-func ifname(name string) []byte {
-	b := make([]byte, 16)
-	copy(b, name)
-	return b
-}
-
-// AddNetwork lets a bridge's containers out.
-func (f *Firewall) AddNetwork(n network.Filter) error {
+// Add lets more through, in one transaction.
+func (f *Firewall) Add(r core.Rules) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.network(n, true)
-}
-
-// RemoveNetwork forgets a bridge.
-func (f *Firewall) RemoveNetwork(n network.Filter) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.network(n, false)
-}
-
-func (f *Firewall) network(n network.Filter, add bool) error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	s := define(f.table())
-	var errs []error
-	change := func(set *nftables.Set, elements []nftables.SetElement) {
-		if add {
-			errs = append(errs, c.SetAddElements(set, elements))
-		} else {
-			errs = append(errs, c.SetDeleteElements(set, elements))
+	fresh := map[string][]nftables.SetElement{}
+	for _, e := range f.entries(r) {
+		if f.note(e) {
+			fresh[e.set] = append(fresh[e.set], e.elements...)
 		}
 	}
-	change(s.bridges, []nftables.SetElement{{Key: ifname(n.Bridge)}})
-	if n.ICC {
-		change(s.within, []nftables.SetElement{{Key: append(ifname(n.Bridge), ifname(n.Bridge)...)}})
+	return f.change(fresh, (*nftables.Conn).SetAddElements)
+}
+
+// note counts an element that is wanted; it tells whether it was not before.
+func (f *Firewall) note(e entry) bool {
+	set := f.model[e.set]
+	if set == nil {
+		set = map[string]*slot{}
+		f.model[e.set] = set
 	}
-	if n.Internal {
-		change(s.internal, []nftables.SetElement{{Key: ifname(n.Bridge)}})
+	if s := set[e.key]; s != nil {
+		s.n++
+		return false
 	}
-	for _, p := range n.Subnets {
-		if !p.Addr().Is4() {
+	set[e.key] = &slot{elements: e.elements, n: 1}
+	return true
+}
+
+// Remove takes that back.
+func (f *Firewall) Remove(r core.Rules) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	gone := map[string][]nftables.SetElement{}
+	for _, e := range f.entries(r) {
+		s := f.model[e.set][e.key]
+		if s == nil {
 			continue
 		}
-		e := interval(p)
-		change(s.subnets, e)
-		if n.Masquerade && !n.Internal {
-			change(s.masqueraded, e)
+		if s.n--; s.n == 0 {
+			delete(f.model[e.set], e.key)
+			gone[e.set] = append(gone[e.set], s.elements...)
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return err
+	return f.change(gone, (*nftables.Conn).SetDeleteElements)
+}
+
+// change sends elements. What the kernel refuses shows that the table is not
+// what it was: then all is written anew. f.mu is held.
+func (f *Firewall) change(elements map[string][]nftables.SetElement, send func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) error {
+	if len(elements) == 0 {
+		return nil
 	}
-	if err := c.Flush(); err != nil && (add || !errors.Is(err, unix.ENOENT)) {
-		return fmt.Errorf("firewall of bridge %s: %w", n.Bridge, err)
-	}
-	return nil
-}
-
-func interval(p netip.Prefix) []nftables.SetElement {
-	first := p.Masked().Addr().As4()
-	end := binary.BigEndian.Uint32(first[:]) + 1<<(32-p.Bits())
-	return []nftables.SetElement{{Key: first[:]}, {Key: binary.BigEndian.AppendUint32(nil, end), IntervalEnd: true}}
-}
-
-// Publish lets packets for host ports in.
-func (f *Firewall) Publish(rules []network.Rule) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.elements(rules, true)
-}
-
-// Unpublish takes that back.
-func (f *Firewall) Unpublish(rules []network.Rule) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.elements(rules, false)
-}
-
-var protocols = map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
-
-func port(n uint16) []byte { return []byte{byte(n >> 8), byte(n), 0, 0} }
-
-func (f *Firewall) elements(rules []network.Rule, add bool) error {
-	c, err := nftables.New()
+	c, err := f.dial()
 	if err != nil {
 		return err
 	}
-	s := define(f.table())
-	var exact, any []nftables.SetElement
-	for _, r := range rules {
-		to := r.To.Addr().As4()
-		e := nftables.SetElement{Val: append(to[:], port(r.To.Port())...)}
-		key := append([]byte{protocols[r.Proto], 0, 0, 0}, port(r.HostPort)...)
-		switch {
-		case !r.HostIP.Is4():
-			continue // the proxy serves it
-		case r.HostIP.IsUnspecified():
-			e.Key = key
-			any = append(any, e)
-		default:
-			a := r.HostIP.As4()
-			e.Key = append(a[:], key...)
-			exact = append(exact, e)
+	sets := f.sets()
+	for name, list := range elements {
+		if err := inBatches(list, func(part []nftables.SetElement) error { return send(c, sets[name], part) }); err != nil {
+			return err
 		}
-	}
-	for _, part := range []struct {
-		set      *nftables.Set
-		elements []nftables.SetElement
-	}{{s.published, exact}, {s.any, any}} {
-		for len(part.elements) > 0 {
-			n := min(batch, len(part.elements))
-			var err error
-			if add {
-				err = c.SetAddElements(part.set, part.elements[:n])
-			} else {
-				err = c.SetDeleteElements(part.set, part.elements[:n])
-			}
-			if err != nil {
-				return err
-			}
-			part.elements = part.elements[n:]
-		}
-	}
-	if err := c.Flush(); err != nil && (add || !errors.Is(err, unix.ENOENT)) {
-		return err
-	}
-	return nil
-}
-
-// Remove deletes the table.
-func (f *Firewall) Remove() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	c.AddTable(f.table())
-	c.DelTable(f.table())
-	return c.Flush()
-}
-
-// RedirectDNS sends port 53 of 127.0.0.11 in a namespace to other ports.
-func RedirectDNS(ns *os.File, udp, tcp uint16) error {
-	c, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())))
-	if err != nil {
-		return err
-	}
-	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "berth-dns"}
-	c.AddTable(t)
-	c.DelTable(t)
-	c.AddTable(t)
-	priority := *nftables.ChainPriorityNATDest
-	ch := c.AddChain(&nftables.Chain{Name: "output", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: &priority})
-	for _, p := range []struct {
-		proto byte
-		port  uint16
-	}{{unix.IPPROTO_UDP, udp}, {unix.IPPROTO_TCP, tcp}} {
-		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: []expr.Any{
-			daddr(reg0), &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{127, 0, 0, 11}},
-			meta(expr.MetaKeyL4PROTO, reg0), &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{p.proto}},
-			dport(reg0), &expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{0, 53}},
-			&expr.Immediate{Register: reg4, Data: []byte{127, 0, 0, 11}}, &expr.Immediate{Register: reg5, Data: []byte{byte(p.port >> 8), byte(p.port)}},
-			&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg4, RegProtoMin: reg5},
-		}})
 	}
 	if err := c.Flush(); err != nil {
-		return fmt.Errorf("redirect DNS in the sandbox: %w", err)
+		f.hangUp()
+		f.log.Warn("firewall table differs from what was written", "table", f.name, "error", err)
+		return f.write()
 	}
 	return nil
+}
+
+func inBatches(list []nftables.SetElement, send func([]nftables.SetElement) error) error {
+	for len(list) > 0 {
+		n := min(batch, len(list))
+		if err := send(list[:n]); err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	return nil
+}
+
+// Reset replaces all that is there and begins to watch over it.
+func (f *Firewall) Reset(r core.Rules) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.model = map[string]map[string]*slot{}
+	for _, e := range f.entries(r) {
+		f.note(e)
+	}
+	err := f.write()
+	if err != nil && f.guarded && f.unguarded() {
+		f.log.Warn("this kernel has no nftables for bridges: containers are not kept from claiming addresses of others", "error", err)
+		f.guarded = false
+		for _, set := range []string{setPorts, setMACs, setGiven + "4", setGiven + "6", setOwners + "4", setOwners + "6"} {
+			delete(f.model, set)
+		}
+		err = f.write()
+	}
+	if err != nil {
+		return err
+	}
+	if f.watch == nil {
+		if f.watch, err = f.startWatch(); err != nil {
+			f.log.Warn("the firewall is not watched", "error", err)
+		}
+	}
+	return nil
+}
+
+// unguarded tells whether the kernel refuses a table of the family bridge. f.mu is held.
+func (f *Firewall) unguarded() bool {
+	c, err := f.dial()
+	if err != nil {
+		return false
+	}
+	t := &nftables.Table{Family: nftables.TableFamilyBridge, Name: f.name}
+	c.AddTable(t)
+	c.DelTable(t)
+	if c.Flush() != nil {
+		f.hangUp()
+		return true
+	}
+	return false
+}
+
+// write writes both tables from what is known, in one transaction. f.mu is held.
+func (f *Firewall) write() error {
+	c, err := f.dial()
+	if err != nil {
+		return err
+	}
+	sets := f.sets()
+	families := []nftables.TableFamily{nftables.TableFamilyINet}
+	if f.guarded {
+		families = append(families, nftables.TableFamilyBridge)
+	}
+	for _, family := range families {
+		t := &nftables.Table{Family: family, Name: f.name}
+		c.AddTable(t) // so that the deletion finds one
+		c.DelTable(t)
+		c.AddTable(t)
+		for _, s := range sets {
+			if s.Table.Family != family {
+				continue
+			}
+			if err := c.AddSet(s, nil); err != nil {
+				return err
+			}
+			var all []nftables.SetElement
+			for _, e := range f.model[s.Name] {
+				all = append(all, e.elements...)
+			}
+			if err := inBatches(all, func(part []nftables.SetElement) error { return c.SetAddElements(s, part) }); err != nil {
+				return err
+			}
+		}
+		w := writer{c: c, t: t, sets: sets}
+		if family == nftables.TableFamilyINet {
+			w.inet()
+		} else {
+			w.bridge()
+		}
+	}
+	if err := c.Flush(); err != nil {
+		f.hangUp()
+		return fmt.Errorf("write firewall table %s: %w", f.name, err)
+	}
+	return nil
+}
+
+// Leave stops to watch; what is let through stays.
+func (f *Firewall) Leave() {
+	f.mu.Lock()
+	w := f.watch
+	f.watch = nil
+	f.mu.Unlock()
+	if w != nil {
+		w.stop() // it may wait for f.mu
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hangUp()
+}
+
+// Close deletes the tables.
+func (f *Firewall) Close() error {
+	f.Leave()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer f.hangUp()
+	c, err := f.dial()
+	if err != nil {
+		return err
+	}
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyBridge} {
+		if family == nftables.TableFamilyBridge && !f.guarded {
+			continue
+		}
+		t := &nftables.Table{Family: family, Name: f.name}
+		c.AddTable(t)
+		c.DelTable(t)
+	}
+	return c.Flush()
 }

@@ -1,10 +1,10 @@
-// Package proxy carries TCP connections to ::1 into containers: the kernel
-// translates no packets from there. Everything else goes by packet rules.
+// Package proxy carries what packet rules cannot: connections to ::1, which
+// the kernel routes nowhere else, and those over IPv6 to containers that have
+// IPv4 only. It lives in this process and knows no containers.
 package proxy
 
 import (
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"sync"
@@ -15,45 +15,73 @@ import (
 // Proxy implements core's network.Proxy.
 type Proxy struct {
 	mu   sync.Mutex
-	open map[uint16]net.Listener
+	open map[listening]func()
+}
+
+// listening is where the proxy listens.
+type listening struct {
+	proto string
+	at    netip.AddrPort
 }
 
 // New makes a Proxy that serves nothing yet.
-func New() *Proxy { return &Proxy{open: map[uint16]net.Listener{}} }
+func New() *Proxy { return &Proxy{open: map[listening]func(){}} }
 
-// wanted are the rules that ::1 can reach.
-func wanted(r network.Rule) bool {
-	return r.Proto == "tcp" && (r.HostIP == netip.IPv6Unspecified() || r.HostIP == netip.IPv6Loopback())
+// wanted tells where a rule needs the proxy.
+func wanted(r network.Rule) (listening, bool) {
+	if !r.HostIP.Is6() || r.Proto != "tcp" && r.Proto != "udp" {
+		return listening{}, false
+	}
+	at := r.HostIP
+	if r.To.Addr().Is6() {
+		// The kernel serves all but its own loopback.
+		if !at.IsUnspecified() && !at.IsLoopback() {
+			return listening{}, false
+		}
+		at = netip.IPv6Loopback()
+	}
+	return listening{r.Proto, netip.AddrPortFrom(at, r.HostPort)}, true
 }
 
 // Serve listens for the rules that need it.
 func (p *Proxy) Serve(rules []network.Rule) error {
 	var errs []error
 	for _, r := range rules {
-		if !wanted(r) {
+		w, ok := wanted(r)
+		if !ok {
 			continue
 		}
-		l, err := net.ListenTCP("tcp6", &net.TCPAddr{IP: net.IPv6loopback, Port: int(r.HostPort)})
+		var stop func()
+		var err error
+		if w.proto == "udp" {
+			stop, err = serveUDP(w.at, r.To)
+		} else {
+			stop, err = serveTCP(w.at, r.To)
+		}
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		p.mu.Lock()
-		p.open[r.HostPort] = l
+		p.open[w] = stop
 		p.mu.Unlock()
-		go accept(l, r.To.String())
 	}
 	return errors.Join(errs...)
 }
 
-// Stop ends listening; connections that are open go on.
+// Stop ends listening; TCP connections that are open go on.
 func (p *Proxy) Stop(rules []network.Rule) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	for _, r := range rules {
-		if l := p.open[r.HostPort]; wanted(r) && l != nil {
-			_ = l.Close()
-			delete(p.open, r.HostPort)
+		w, ok := wanted(r)
+		if !ok {
+			continue
+		}
+		p.mu.Lock()
+		stop := p.open[w]
+		delete(p.open, w)
+		p.mu.Unlock()
+		if stop != nil {
+			stop()
 		}
 	}
 }
@@ -61,38 +89,15 @@ func (p *Proxy) Stop(rules []network.Rule) {
 // Close stops all.
 func (p *Proxy) Close() {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for port, l := range p.open {
-		_ = l.Close()
-		delete(p.open, port)
+	open := p.open
+	p.open = map[listening]func(){}
+	p.mu.Unlock()
+	for _, stop := range open {
+		stop()
 	}
 }
 
-func accept(l net.Listener, to string) {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		go join(c.(*net.TCPConn), to)
-	}
-}
-
-func join(c *net.TCPConn, to string) {
-	defer c.Close()
-	conn, err := net.Dial("tcp", to)
-	if err != nil {
-		return
-	}
-	d := conn.(*net.TCPConn)
-	defer d.Close()
-	done := make(chan struct{})
-	go func() {
-		_, _ = io.Copy(d, c)
-		_ = d.CloseWrite()
-		close(done)
-	}()
-	_, _ = io.Copy(c, d)
-	_ = c.CloseWrite()
-	<-done
+// dial reaches a container.
+func dial(proto string, to netip.AddrPort) (net.Conn, error) {
+	return net.DialTimeout(proto, to.String(), dialTimeout)
 }

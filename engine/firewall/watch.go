@@ -1,0 +1,127 @@
+package firewall
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// settle is how long the watch waits for further changes before it writes the
+// tables again; a flush of a ruleset comes as many messages.
+const settle = 100 * time.Millisecond
+
+// watch listens to what others delete from our tables.
+type watch struct {
+	socket *os.File
+	done   sync.WaitGroup
+}
+
+// startWatch subscribes to the kernel's notices. f.mu is held.
+func (f *Firewall) startWatch() (*watch, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bufferBytes)
+	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.NFNLGRP_NFTABLES)
+	}
+	if err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	w := &watch{socket: os.NewFile(uintptr(fd), "nftables notices")}
+	w.done.Add(1)
+	go func() {
+		defer w.done.Done()
+		f.listen(w.socket)
+	}()
+	return w, nil
+}
+
+func (w *watch) stop() {
+	_ = w.socket.Close()
+	w.done.Wait()
+}
+
+// listen writes the tables again after another program deletes from them.
+func (f *Firewall) listen(socket *os.File) {
+	b := make([]byte, 1<<16)
+	damaged := false
+	for {
+		if damaged {
+			_ = socket.SetReadDeadline(time.Now().Add(settle))
+		} else {
+			_ = socket.SetReadDeadline(time.Time{})
+		}
+		n, err := socket.Read(b)
+		switch {
+		case err == nil:
+			damaged = damaged || f.damages(b[:n])
+		case errors.Is(err, unix.ENOBUFS):
+			damaged = true // something was missed
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			damaged = false
+			f.repair()
+		default:
+			return
+		}
+	}
+}
+
+func (f *Firewall) repair() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.watch == nil {
+		return // closing
+	}
+	f.log.Warn("the firewall was changed by another program and is written again", "table", f.name)
+	if err := f.write(); err != nil {
+		f.log.Error("firewall not written again", "table", f.name, "error", err)
+	}
+}
+
+// damages tells whether notices speak of a deletion from our tables by another.
+func (f *Firewall) damages(b []byte) bool {
+	const header, family = 16, 4 // struct nlmsghdr, struct nfgenmsg
+	deletions := map[byte]bool{unix.NFT_MSG_DELTABLE: true, unix.NFT_MSG_DELCHAIN: true, unix.NFT_MSG_DELRULE: true, unix.NFT_MSG_DELSET: true, unix.NFT_MSG_DELSETELEM: true}
+	found := false
+	for len(b) >= header+family {
+		length := binary.NativeEndian.Uint32(b)
+		if length < header+family || int(length) > len(b) {
+			break
+		}
+		kind, port := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[12:])
+		if kind>>8 == unix.NFNL_SUBSYS_NFTABLES && deletions[byte(kind)] && tableOf(b[header+family:length]) == f.name && !f.isOwn(port) {
+			found = true
+		}
+		b = b[min(len(b), int(length+3)&^3):]
+	}
+	return found
+}
+
+func (f *Firewall) isOwn(port uint32) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.own[port]
+}
+
+// tableOf reads the table's name, attribute 1 of all these messages.
+func tableOf(b []byte) string {
+	for len(b) >= 4 {
+		length, kind := binary.NativeEndian.Uint16(b), binary.NativeEndian.Uint16(b[2:])
+		if length < 4 || int(length) > len(b) {
+			return ""
+		}
+		if kind&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER) == 1 {
+			return string(bytes.TrimRight(b[4:length], "\x00"))
+		}
+		b = b[min(len(b), int(length+3)&^3):]
+	}
+	return ""
+}

@@ -1,0 +1,147 @@
+package proxy
+
+import (
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Limits of one port.
+const (
+	dialTimeout    = 10 * time.Second
+	maxConnections = 4096             // open at once
+	maxPeers       = 1024             // of UDP, remembered at once
+	peerTimeout    = 90 * time.Second // after a peer's last answer
+	packetBytes    = 64 << 10
+)
+
+func serveTCP(at, to netip.AddrPort) (stop func(), err error) {
+	l, err := net.Listen("tcp6", at.String())
+	if err != nil {
+		return nil, err
+	}
+	slots := make(chan struct{}, maxConnections)
+	var done sync.WaitGroup
+	done.Add(1)
+	go func() {
+		defer done.Done()
+		for {
+			slots <- struct{}{}
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { <-slots }()
+				carry(c.(*net.TCPConn), to)
+			}()
+		}
+	}()
+	return func() {
+		_ = l.Close()
+		select {
+		case <-slots: // where all are taken, the loop waits for one
+		default:
+		}
+		done.Wait()
+	}, nil
+}
+
+func carry(c *net.TCPConn, to netip.AddrPort) {
+	defer c.Close()
+	conn, err := dial("tcp", to)
+	if err != nil {
+		return
+	}
+	d := conn.(*net.TCPConn)
+	defer d.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(d, c)
+		_ = d.CloseWrite()
+	}()
+	_, _ = io.Copy(c, d)
+	_ = c.CloseWrite()
+	<-done
+}
+
+func serveUDP(at, to netip.AddrPort) (stop func(), err error) {
+	l, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, err
+	}
+	u := &packets{l: l, to: to, peers: map[netip.AddrPort]net.Conn{}}
+	u.done.Add(1)
+	go u.read()
+	return func() {
+		_ = l.Close()
+		u.mu.Lock()
+		for _, c := range u.peers {
+			_ = c.Close()
+		}
+		u.mu.Unlock()
+		u.done.Wait()
+	}, nil
+}
+
+// packets carries those of one port; each peer has a socket of its own.
+type packets struct {
+	l    *net.UDPConn
+	to   netip.AddrPort
+	done sync.WaitGroup
+
+	mu    sync.Mutex
+	peers map[netip.AddrPort]net.Conn
+}
+
+func (u *packets) read() {
+	defer u.done.Done()
+	b := make([]byte, packetBytes)
+	for {
+		n, peer, err := u.l.ReadFromUDPAddrPort(b)
+		if err != nil {
+			return
+		}
+		if c := u.peer(peer); c != nil {
+			_, _ = c.Write(b[:n])
+		}
+	}
+}
+
+func (u *packets) peer(peer netip.AddrPort) net.Conn {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if c := u.peers[peer]; c != nil || len(u.peers) >= maxPeers {
+		return c
+	}
+	c, err := dial("udp", u.to)
+	if err != nil {
+		return nil
+	}
+	u.peers[peer] = c
+	u.done.Add(1)
+	go u.answer(peer, c)
+	return c
+}
+
+func (u *packets) answer(peer netip.AddrPort, c net.Conn) {
+	defer u.done.Done()
+	b := make([]byte, packetBytes)
+	for {
+		_ = c.SetReadDeadline(time.Now().Add(peerTimeout))
+		n, err := c.Read(b)
+		if err != nil {
+			break
+		}
+		if _, err := u.l.WriteToUDPAddrPort(b[:n], peer); err != nil {
+			break
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.peers, peer)
+	_ = c.Close()
+}
