@@ -1,12 +1,22 @@
 // Package output moves what containers write to their logs and to those who
 // are attached, and reads logs back. It must not know how processes run.
 //
-// No line is lost or doubled when the daemon is killed: bytes move from a
-// container's pipe into a spool file by splice(2), which consumes exactly what
-// it writes; lines of the spool go to the log, and a cursor tells how much of
-// the spool the log holds and how long the log then was. A new daemon cuts the
-// log back to that length and goes on from there. (Bytes of a terminal are
-// read and written: of them a kill may lose what was just typed out.)
+// No byte is lost or doubled when the daemon is killed. Bytes go from a
+// container's pipe to a spool file by splice(2), which takes exactly what it
+// writes; whole lines of the spool are appended to the log; then a cursor
+// says how much of the spools the log holds, and how long the log was:
+//
+//	pipe ──splice──▶ spool ──lines──▶ log
+//	                   │                └── cursor: offsets in the spools, the log's inode and size
+//	                   └── subscribers
+//
+// A new daemon cuts the log back to the cursor's size and goes on from the
+// cursor's offsets. All files are written before the next step begins, and
+// page cache outlives a process. (The bytes of a terminal cannot be spliced:
+// they are read and written, and a kill between the two system calls loses them.)
+//
+// Lines of one log have rising times, also across its two streams and across
+// restarts, unless the clock is set back by more than a second.
 package output
 
 import (
@@ -16,8 +26,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -25,28 +33,12 @@ import (
 	"github.com/berth-project/berth/lib/fault"
 )
 
-// Limits of logs.
-const (
-	maxLine         = 16 << 10 // bytes; longer lines are cut into parts
-	defaultSize     = 20 << 20 // bytes of one log file of the driver local
-	defaultFiles    = 5
-	spoolLimit      = 4 << 20 // bytes of a spool after which what is logged is freed
-	spliceChunk     = 1 << 20
-	maxOptionNumber = 1 << 40
-)
-
-// Drivers that are known, by name.
-var drivers = map[string][]string{
-	"local":     {"max-size", "max-file", "compress", "mode", "max-buffer-size"},
-	"json-file": {"max-size", "max-file", "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size"},
-	"none":      nil,
-}
-
 // Options of an Output.
 type Options struct {
-	Dir    string // logs: Dir/<id>/
-	Run    string // spools, in memory: Run/<id>.<pid>/
-	Logger *slog.Logger
+	Dir     string              // logs: Dir/<id>/
+	Run     string              // spools, best in memory: Run/<id>.<pid>/
+	Default container.LogConfig // of containers that name no driver; its zero value is the driver local
+	Logger  *slog.Logger
 }
 
 // Output implements core's container.Output.
@@ -61,147 +53,155 @@ func New(o Options) (*Output, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Output{o: o, now: map[container.ID]*pump{}}, os.MkdirAll(o.Run, 0o700)
-}
-
-// Drivers lists the log drivers that are supported.
-func Drivers() []string {
-	var names []string
-	for n := range drivers {
-		names = append(names, n)
+	out := &Output{o: o, now: map[container.ID]*pump{}}
+	if o.Default.Driver != "" {
+		if err := out.Check(o.Default); err != nil {
+			return nil, fmt.Errorf("default log driver: %w", err)
+		}
 	}
-	slices.Sort(names)
-	return names
+	return out, os.MkdirAll(o.Run, 0o700)
 }
 
 // Check validates a log driver and its options.
 func (o *Output) Check(cfg container.LogConfig) error {
-	accepted, ok := drivers[driver(cfg)]
-	if !ok {
-		return fault.Invalidf("logger: no log driver named '%s' is registered", cfg.Driver)
-	}
-	for k := range cfg.Options {
-		if !slices.Contains(accepted, k) {
-			return fault.Invalidf("unknown log opt '%s' for %s log driver", k, driver(cfg))
-		}
-	}
-	_, err := limits(cfg)
+	_, err := parse(o.resolve(cfg))
 	return err
 }
 
-func driver(cfg container.LogConfig) string {
+// resolve puts the default in where no driver is named.
+func (o *Output) resolve(cfg container.LogConfig) container.LogConfig {
+	if cfg.Driver == "" && len(cfg.Options) == 0 {
+		cfg = o.o.Default
+	}
 	if cfg.Driver == "" {
-		return "local"
+		cfg.Driver = o.o.Default.Driver
 	}
-	return cfg.Driver
-}
-
-// rotation bounds a log.
-type rotation struct {
-	size  int64 // bytes of one file; 0 is unbounded
-	files int
-}
-
-func limits(cfg container.LogConfig) (r rotation, err error) {
-	if driver(cfg) == "local" {
-		r = rotation{defaultSize, defaultFiles}
-	} else {
-		r = rotation{0, 1}
+	if cfg.Driver == "" {
+		cfg.Driver = "local"
 	}
-	if v := cfg.Options["max-size"]; v != "" {
-		if r.size, err = parseSize(v); err != nil {
-			return r, err
-		}
-	}
-	if v := cfg.Options["max-file"]; v != "" {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 || n > 1000 {
-			return r, fault.Invalidf("max-file cannot be less than 1")
-		}
-		r.files = n
-		if n > 1 && r.size == 0 {
-			return r, fault.Invalidf("max-file option is set to %d but max-size is not set", n)
-		}
-	}
-	return r, nil
-}
-
-func parseSize(text string) (int64, error) {
-	lower := strings.TrimSuffix(strings.ToLower(text), "b")
-	unit := int64(1)
-	for suffix, u := range map[string]int64{"k": 1 << 10, "m": 1 << 20, "g": 1 << 30} {
-		if rest, ok := strings.CutSuffix(lower, suffix); ok {
-			lower, unit = rest, u
-			break
-		}
-	}
-	n, err := strconv.ParseInt(lower, 10, 64)
-	if err != nil || n <= 0 || n > maxOptionNumber/unit {
-		return 0, fault.Invalidf("invalid size: '%s'", text)
-	}
-	return n * unit, nil
+	return cfg
 }
 
 // LogPath is the file that inspect shows.
 func (o *Output) LogPath(c container.Container) string {
-	if driver(c.Spec.Log) != "json-file" {
+	if o.resolve(c.Spec.Log).Driver != "json-file" {
 		return ""
 	}
-	return o.logFile(c)
+	return o.logPath(c)
 }
 
-func (o *Output) logFile(c container.Container) string {
-	name := string(c.ID) + "-json.log"
-	if driver(c.Spec.Log) == "local" {
+func (o *Output) logPath(c container.Container) string {
+	var name string
+	switch o.resolve(c.Spec.Log).Driver {
+	case "json-file":
+		name = string(c.ID) + "-json.log"
+	case "local":
 		name = filepath.Join("local-logs", "container.log")
+	default:
+		name = "container-cached.log"
 	}
 	return filepath.Join(o.o.Dir, string(c.ID), name)
 }
 
 // Forget removes a container's log and spools.
 func (o *Output) Forget(c container.Container) error {
-	path := o.logFile(c)
+	path := o.logPath(c)
 	var errs []error
-	files, err := filepath.Glob(path + "*")
-	errs = append(errs, err)
-	for _, f := range files {
+	for _, f := range logFiles(path, true) {
 		errs = append(errs, os.Remove(f))
 	}
-	spools, err := filepath.Glob(filepath.Join(o.o.Run, string(c.ID)+".*"))
-	errs = append(errs, err)
-	for _, d := range spools {
+	if filepath.Base(filepath.Dir(path)) == "local-logs" {
+		_ = os.Remove(filepath.Dir(path)) // it may be absent
+	}
+	for _, d := range o.spools(c.ID) {
 		errs = append(errs, os.RemoveAll(d))
 	}
 	return errors.Join(errs...)
 }
 
-// Pump takes the pipes of a run over.
-func (o *Output) Pump(_ context.Context, c container.Container, p container.Pipes) (container.Stream, error) {
-	dir := filepath.Join(o.o.Run, fmt.Sprintf("%s.%d", c.ID, c.State.Pid))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+// spools lists the folders of runs of a container whose end was not seen.
+func (o *Output) spools(id container.ID) (dirs []string) {
+	entries, err := os.ReadDir(o.o.Run)
+	if err != nil {
+		return nil
 	}
-	w, err := o.writer(c, dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), string(id)+".") {
+			dirs = append(dirs, filepath.Join(o.o.Run, e.Name()))
+		}
+	}
+	return dirs
+}
+
+// Pump takes the pipes of a run over. When ctx ends it stops as if the daemon
+// were killed: another Pump of the same run continues.
+func (o *Output) Pump(ctx context.Context, c container.Container, p container.Pipes) (container.Stream, error) {
+	cfg := o.resolve(c.Spec.Log)
+	s, err := parse(cfg)
 	if err != nil {
 		return nil, err
 	}
-	s := &pump{o: o, c: c, dir: dir, log: w, stdin: p.Stdin, drained: make(chan struct{})}
-	var readers []*reader
+	dir := filepath.Join(o.o.Run, fmt.Sprintf("%s.%d", c.ID, c.State.Pid))
+	_, missing := os.Stat(dir)
+	for _, old := range o.spools(c.ID) {
+		if old != dir {
+			o.salvage(c, s, old)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	pu := &pump{o: o, c: c, dir: dir, stdin: p.Stdin, drained: make(chan struct{})}
+	if s.keeps {
+		if pu.log, err = o.openLog(c, s, dir); err != nil {
+			return nil, fmt.Errorf("failed to initialize logging driver: %w", err)
+		}
+	}
+	if s.remote != nil {
+		if pu.sink, err = openSink(s, c, cfg, missing == nil, o.o.Logger); err != nil {
+			pu.abandon()
+			return nil, fmt.Errorf("failed to initialize logging driver: %w", err)
+		}
+	}
 	for i, f := range []*os.File{p.Stdout, p.Stderr} {
 		if f == nil {
 			continue
 		}
-		r, err := s.open(i, f)
-		if err != nil {
+		if err := pu.open(i, f); err != nil {
+			pu.abandon()
 			return nil, err
 		}
-		readers = append(readers, r)
 	}
 	o.mu.Lock()
-	o.now[c.ID] = s
+	o.now[c.ID] = pu
 	o.mu.Unlock()
-	s.run(readers)
-	return s, nil
+	pu.run(ctx)
+	return pu, nil
+}
+
+// salvage logs what a run, whose end no daemon saw, left in its spools.
+func (o *Output) salvage(c container.Container, s settings, dir string) {
+	pu := &pump{o: o, c: c, dir: dir, drained: make(chan struct{})}
+	var err error
+	if s.keeps {
+		if pu.log, err = o.openLog(c, s, dir); err == nil {
+			for i := range 2 {
+				if _, missing := os.Stat(spoolPath(dir, i)); missing == nil {
+					err = errors.Join(err, pu.open(i, nil))
+				}
+			}
+		}
+	}
+	if err != nil {
+		// It cannot stay: read later it would come behind what follows now.
+		o.o.Logger.Warn("spool of an earlier run not read", "container", c.ID, "error", errors.Join(err, os.RemoveAll(dir)))
+		return
+	}
+	for _, r := range pu.readers {
+		r.process(true)
+		_ = r.spool.Close()
+	}
+	pu.finish()
 }
 
 func (o *Output) pumpOf(id container.ID) *pump {
@@ -209,3 +209,5 @@ func (o *Output) pumpOf(id container.ID) *pump {
 	defer o.mu.Unlock()
 	return o.now[id]
 }
+
+var errNotReadable = fault.Unsupportedf("configured logging driver does not support reading")

@@ -1,7 +1,7 @@
 package output
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,35 +17,25 @@ import (
 	"github.com/berth-project/berth/core/container"
 )
 
-// pump is the output of one run of a container.
+// pump is the output of one run of a container. It has one goroutine for each stream.
 type pump struct {
 	o     *Output
 	c     container.Container
 	dir   string
-	log   *writer // nil with the driver none
+	log   *logFile // nil where lines are not kept
+	sink  sink     // nil where they go nowhere else
 	stdin *os.File
 
-	work    sync.WaitGroup
-	drained chan struct{}
-	pipes   []*os.File
+	readers  []*reader
+	working  atomic.Int32
+	drained  chan struct{}
+	leaving  atomic.Bool // the daemon stops: nothing is flushed nor removed
+	closing  atomic.Bool // what the pipes hold now is the rest
+	stopTell func() bool
 
 	mu   sync.Mutex
 	subs []*subscription
 	over bool
-}
-
-// reader moves one stream.
-type reader struct {
-	s      *pump
-	index  int // 0 stdout, 1 stderr
-	pipe   *os.File
-	spool  *os.File
-	size   int64 // of the spool: bytes taken from the pipe
-	logged int64 // bytes of it that are in the log
-	told   int64 // bytes of it that subscribers have
-	freed  int64
-	tty    bool
-	buf    []byte
 }
 
 type subscription struct {
@@ -55,238 +46,104 @@ type subscription struct {
 
 func (s *subscription) end() { s.once.Do(func() { close(s.done) }) }
 
-func (s *pump) open(i int, f *os.File) (*reader, error) {
-	spool, err := os.OpenFile(filepath.Join(s.dir, fmt.Sprint(i+1)), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	info, err := spool.Stat()
-	if err != nil {
-		return nil, errors.Join(err, spool.Close())
-	}
-	r := &reader{s: s, index: i, pipe: f, spool: spool, size: info.Size(), tty: s.c.Spec.TTY}
-	r.told = r.size // what came before is in the log for those who ask
+func spoolPath(dir string, i int) string { return filepath.Join(dir, fmt.Sprint(i+1)) }
+
+// open makes the reader of a stream; without a pipe it only has its spool.
+func (s *pump) open(i int, f *os.File) error {
+	r := &reader{s: s, index: i, pipe: f, tty: s.c.Spec.TTY}
 	if s.log != nil {
-		r.logged = s.log.at.Offset[i]
-		r.freed = r.logged
-	} else {
-		r.logged = r.size
+		spool, err := os.OpenFile(spoolPath(s.dir, i), os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return err
+		}
+		info, err := spool.Stat()
+		if err != nil {
+			return errors.Join(err, spool.Close())
+		}
+		r.spool, r.size = spool, info.Size()
+		r.told = r.size // what came before is in the log for those who ask
+		r.read = s.log.at.Offset[i]
+		r.freed = r.read
 	}
-	s.pipes = append(s.pipes, f)
-	return r, nil
+	s.readers = append(s.readers, r)
+	return nil
 }
 
-func (s *pump) run(readers []*reader) {
-	for _, r := range readers {
-		s.work.Add(1)
+func (s *pump) run(ctx context.Context) {
+	s.working.Store(int32(len(s.readers)))
+	if len(s.readers) == 0 {
+		s.finish()
+		return
+	}
+	s.stopTell = context.AfterFunc(ctx, func() {
+		s.leaving.Store(true)
+		s.wake()
+	})
+	for _, r := range s.readers {
 		go func() {
-			defer s.work.Done()
 			r.run()
+			if s.working.Add(-1) == 0 {
+				s.stopTell()
+				s.finish()
+			}
 		}()
 	}
-	go func() {
-		s.work.Wait()
-		s.finish()
-	}()
 }
 
+// finish ends the log and all deliveries.
 func (s *pump) finish() {
+	if s.sink != nil {
+		s.sink.close()
+	}
 	if s.log != nil {
 		s.log.close()
 	}
-	s.mu.Lock()
-	s.over = true
-	for _, sub := range s.subs {
-		sub.end()
+	if !s.leaving.Load() {
+		// The spools go before the cursor: a cursor beside no spool says
+		// that all is logged.
+		for i := range 2 {
+			_ = os.Remove(spoolPath(s.dir, i))
+		}
+		if err := os.RemoveAll(s.dir); err != nil {
+			s.o.o.Logger.Warn("spool not removed", "container", s.c.ID, "error", err)
+		}
 	}
-	s.subs = nil
-	s.mu.Unlock()
 	s.o.mu.Lock()
 	if s.o.now[s.c.ID] == s {
 		delete(s.o.now, s.c.ID)
 	}
 	s.o.mu.Unlock()
-	if err := os.RemoveAll(s.dir); err != nil {
-		s.o.o.Logger.Warn("spool not removed", "container", s.c.ID, "error", err)
+	s.mu.Lock()
+	s.over = true
+	subs := s.subs
+	s.subs = nil
+	s.mu.Unlock()
+	for _, sub := range subs {
+		sub.end()
 	}
 	close(s.drained)
 }
 
-// run moves bytes until the pipe ends.
-func (r *reader) run() {
-	defer r.spool.Close()
-	defer r.pipe.Close()
-	// A dead daemon may have left bytes in the spool.
-	r.process(false)
-	for {
-		n, err := r.take()
-		if n > 0 {
-			r.size += n
-			r.process(false)
-		}
-		if err != nil || n == 0 {
-			break
+// abandon closes what a failed Pump has opened; the pipes stay the caller's.
+func (s *pump) abandon() {
+	for _, r := range s.readers {
+		if r.spool != nil {
+			_ = r.spool.Close()
 		}
 	}
-	r.process(true)
-}
-
-// take moves what the pipe holds into the spool, waiting for the first byte.
-// 0 is the end.
-func (r *reader) take() (n int64, err error) {
-	raw, err := r.pipe.SyscallConn()
-	if err != nil {
-		return 0, err
+	if s.sink != nil {
+		s.sink.close()
 	}
-	if r.tty {
-		return r.takeTTY()
-	}
-	dst, err := r.spool.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var failed error
-	err = raw.Read(func(from uintptr) bool {
-		off := r.size
-		controlled := dst.Control(func(to uintptr) {
-			for {
-				n, failed = unix.Splice(int(from), nil, int(to), &off, spliceChunk, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-				if failed != unix.EINTR {
-					return
-				}
-			}
-		})
-		if controlled != nil {
-			failed = controlled
-			return true
-		}
-		return failed != unix.EAGAIN
-	})
-	if err != nil {
-		return 0, err
-	}
-	return n, failed
-}
-
-func (r *reader) takeTTY() (int64, error) {
-	if r.buf == nil {
-		r.buf = make([]byte, 32<<10)
-	}
-	n, err := r.pipe.Read(r.buf)
-	if n > 0 {
-		if _, werr := r.spool.WriteAt(r.buf[:n], r.size); werr != nil {
-			return 0, werr
-		}
-		return int64(n), nil
-	}
-	return 0, err // EIO: nobody holds the other end any more
-}
-
-// process logs whole lines of the spool and gives subscribers what is new.
-// At the end, what is left without a newline is logged too.
-func (r *reader) process(end bool) {
-	s := r.s
-	for r.logged < r.size {
-		chunk := make([]byte, min(r.size-r.logged, spliceChunk))
-		n, err := r.spool.ReadAt(chunk, r.logged)
-		if err != nil && !errors.Is(err, io.EOF) {
-			s.o.o.Logger.Error("spool not read", "container", s.c.ID, "error", err)
-			return
-		}
-		chunk = chunk[:n]
-		used := r.record(chunk, end && r.logged+int64(n) == r.size)
-		if used == 0 {
-			break
-		}
-		r.logged += used
-	}
-	r.tell()
-	if low := min(r.logged, r.told); s.log == nil || low-r.freed > spoolLimit {
-		if s.log == nil {
-			low = r.told
-		}
-		if low > r.freed {
-			// Offsets stay; the memory is given back.
-			if err := unix.Fallocate(int(r.spool.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, r.freed, low-r.freed); err == nil {
-				r.freed = low
-			}
-		}
+	if s.log != nil {
+		s.log.close()
 	}
 }
 
-// record writes the lines of a chunk to the log and returns how many bytes they are.
-func (r *reader) record(chunk []byte, end bool) (used int64) {
-	s := r.s
-	if s.log == nil {
-		return int64(len(chunk))
+// wake ends the readers' waiting.
+func (s *pump) wake() {
+	for _, r := range s.readers {
+		_ = r.pipe.SetReadDeadline(time.Unix(1, 0)) // a closed one waits no more
 	}
-	now := time.Now()
-	var batch []container.LogRecord
-	for len(chunk) > 0 {
-		i := bytes.IndexByte(chunk, '\n') + 1
-		switch {
-		case i > maxLine || i == 0 && len(chunk) >= maxLine:
-			i = maxLine
-		case i == 0 && end:
-			i = len(chunk)
-		case i == 0:
-			i = -1
-		}
-		if i < 0 {
-			break
-		}
-		batch = append(batch, container.LogRecord{Stderr: r.index == 1, Time: now, Line: chunk[:i]})
-		chunk = chunk[i:]
-		used += int64(i)
-	}
-	if len(batch) > 0 {
-		if err := s.log.append(batch, r.index, r.logged+used); err != nil {
-			s.o.o.Logger.Error("log not written", "container", s.c.ID, "error", err)
-		}
-	}
-	return used
-}
-
-// tell gives subscribers the bytes that are new. One that blocks holds this
-// stream: the container waits, no memory grows.
-func (r *reader) tell() {
-	s := r.s
-	s.mu.Lock()
-	subs := slices.Clone(s.subs)
-	s.mu.Unlock()
-	if len(subs) == 0 {
-		r.told = r.size
-		return
-	}
-	for r.told < r.size {
-		chunk := make([]byte, min(r.size-r.told, spliceChunk))
-		n, err := r.spool.ReadAt(chunk, r.told)
-		if n == 0 && err != nil {
-			return
-		}
-		r.told += int64(n)
-		for _, sub := range subs {
-			w := sub.out
-			if r.index == 1 {
-				w = sub.err
-			}
-			if w == nil {
-				continue
-			}
-			if _, err := w.Write(chunk[:n]); err != nil {
-				s.drop(sub)
-			}
-		}
-	}
-}
-
-func (s *pump) drop(sub *subscription) {
-	s.mu.Lock()
-	if i := slices.Index(s.subs, sub); i >= 0 {
-		s.subs = slices.Delete(slices.Clone(s.subs), i, i+1)
-	}
-	s.mu.Unlock()
-	sub.end()
 }
 
 // Subscribe delivers output from now on.
@@ -302,6 +159,35 @@ func (s *pump) Subscribe(stdout, stderr io.Writer) (<-chan struct{}, func()) {
 	return sub.done, func() { s.drop(sub) }
 }
 
+func (s *pump) drop(sub *subscription) {
+	s.mu.Lock()
+	if i := slices.Index(s.subs, sub); i >= 0 {
+		s.subs = slices.Delete(slices.Clone(s.subs), i, i+1) // readers may range over the old one
+	}
+	s.mu.Unlock()
+	sub.end()
+}
+
+// tell gives subscribers bytes that are new. One that blocks holds this
+// stream: the container waits, no memory grows.
+func (s *pump) tell(stream int, chunk []byte) {
+	s.mu.Lock()
+	subs := s.subs[:len(s.subs):len(s.subs)] // grown or shrunk only by copying
+	s.mu.Unlock()
+	for _, sub := range subs {
+		w := sub.out
+		if stream == 1 {
+			w = sub.err
+		}
+		if w == nil {
+			continue
+		}
+		if _, err := w.Write(chunk); err != nil {
+			s.drop(sub)
+		}
+	}
+}
+
 // Stdin is the process's input, nil where it has none.
 func (s *pump) Stdin() io.WriteCloser {
 	if s.stdin == nil {
@@ -313,14 +199,24 @@ func (s *pump) Stdin() io.WriteCloser {
 // Drained is closed when all output is in the log and delivered.
 func (s *pump) Drained() <-chan struct{} { return s.drained }
 
-// Close gives up what descendants of the first process may still hold open.
+// Close gives up what descendants of the first process may still hold open:
+// what the pipes hold now is taken, and no more.
 func (s *pump) Close() error {
-	for _, f := range s.pipes {
-		// Ends the wait for more.
-		_ = f.SetReadDeadline(time.Now())
-	}
+	s.closing.Store(true)
+	s.wake()
 	if s.stdin != nil && !s.c.Spec.TTY {
 		_ = s.stdin.Close()
 	}
 	return nil
+}
+
+// spliceFrom moves up to limit bytes of a pipe to a file at an offset,
+// without waiting.
+func spliceFrom(pipe, file int, offset int64, limit int) (int64, error) {
+	for {
+		n, err := unix.Splice(pipe, nil, file, &offset, limit, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
 }
