@@ -72,6 +72,8 @@ type Links interface {
 	// Attach makes an interface, or brings one that is there to what it must be.
 	Attach(ctx context.Context, l Link) error
 	Detach(l Link) error
+	// Drop cuts an interface off at once and deletes it soon after.
+	Drop(l Link) error
 	// Route replaces the default routes of a sandbox.
 	Route(sandbox string, routes []Route) error
 	Stats(l Link) (container.NetStats, error)

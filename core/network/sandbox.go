@@ -315,7 +315,13 @@ func (s *Service) close(b *box) error {
 	if s.o.Resolver != nil {
 		s.o.Resolver.Stop(string(b.id))
 	}
-	errs := []error{s.forbid(b.rules)}
+	var errs []error
+	for _, e := range b.endpoints {
+		if st := s.state(e.NetworkID); st != nil && st.wired() {
+			errs = append(errs, s.o.Links.Drop(st.link(b.id, e)))
+		}
+	}
+	errs = append(errs, s.forbid(b.rules))
 	b.rules = Rules{}
 	if s.o.Proxy != nil {
 		s.o.Proxy.Stop(b.proxied)
@@ -325,14 +331,9 @@ func (s *Service) close(b *box) error {
 	}
 	b.held, b.ports, b.proxied = nil, nil, nil
 	for _, e := range b.endpoints {
-		s.mu.Lock()
-		st := s.byID[e.NetworkID]
-		s.mu.Unlock()
-		if st == nil || !st.wired() {
-			continue
+		if st := s.state(e.NetworkID); st != nil {
+			s.giveAddresses(st, e)
 		}
-		errs = append(errs, s.o.Links.Detach(st.link(b.id, e)))
-		s.giveAddresses(st, e)
 	}
 	if b.host {
 		return errors.Join(errs...)

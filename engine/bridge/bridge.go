@@ -32,6 +32,7 @@ type Links struct {
 
 	spares chan *sandbox // namespaces made ahead
 	wake   chan struct{}
+	doomed chan struct{} // says that interfaces wait for their deletion
 	stop   chan struct{}
 	done   sync.WaitGroup
 	once   sync.Once
@@ -49,9 +50,10 @@ func New(dir, key string) (*Links, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Links{dir: dir, prefix: "br" + key + "-", host: host, spares: make(chan *sandbox, spareSandboxes), wake: make(chan struct{}, 1), stop: make(chan struct{}), open: map[string]*sandbox{}}
-	l.done.Add(1)
+	l := &Links{dir: dir, prefix: "br" + key + "-", host: host, spares: make(chan *sandbox, spareSandboxes), wake: make(chan struct{}, 1), doomed: make(chan struct{}, 1), stop: make(chan struct{}), open: map[string]*sandbox{}}
+	l.done.Add(2)
 	go l.refill()
+	go l.reap()
 	return l, nil
 }
 

@@ -1,25 +1,43 @@
 package firewall
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // RedirectDNS sends port 53 of 127.0.0.11 in a namespace to other ports, and
 // answers from those back.
 func RedirectDNS(ns *os.File, udp, tcp uint16) error {
-	c, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())))
+	err := redirectDNS(ns, udp, tcp, false)
+	if errors.Is(err, unix.EEXIST) {
+		err = redirectDNS(ns, udp, tcp, true)
+	}
+	if err != nil {
+		return fmt.Errorf("redirect DNS in the sandbox: %w", err)
+	}
+	return nil
+}
+
+// redirectDNS writes the table; to replace one is much slower than to make one.
+func redirectDNS(ns *os.File, udp, tcp uint16, replace bool) error {
+	c, err := nftables.New(nftables.WithNetNSFd(int(ns.Fd())), nftables.WithSockOptions(func(raw *netlink.Conn) error {
+		return raw.SetDeadline(time.Now().Add(replyTimeout))
+	}))
 	if err != nil {
 		return err
 	}
 	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "berth-dns"}
-	c.AddTable(t)
-	c.DelTable(t)
-	c.AddTable(t)
+	if replace {
+		c.DelTable(t)
+	}
+	c.CreateTable(t)
 	priority := *nftables.ChainPriorityNATDest
 	ch := c.AddChain(&nftables.Chain{Name: "output", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: &priority})
 	for _, p := range []struct {
@@ -33,8 +51,5 @@ func RedirectDNS(ns *os.File, udp, tcp uint16) error {
 				&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg4, RegProtoMin: reg5}),
 		)})
 	}
-	if err := c.Flush(); err != nil {
-		return fmt.Errorf("redirect DNS in the sandbox: %w", err)
-	}
-	return nil
+	return c.Flush()
 }
