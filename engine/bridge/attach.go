@@ -37,22 +37,23 @@ func (l *Links) Attach(_ context.Context, n network.Link) error {
 
 // pair joins a sandbox to a bridge.
 func (l *Links) pair(s *sandbox, n network.Link) error {
-	master, err := l.host.LinkByName(n.Bridge)
+	master, err := l.bridge(n.Bridge)
 	if err != nil {
-		return fmt.Errorf("bridge %s: %w", n.Bridge, err)
+		return err
 	}
 	mac, err := net.ParseMAC(n.MAC)
 	if err != nil {
 		return fault.Invalidf("invalid MAC address: %s", n.MAC)
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.TxQLen, attrs.Flags = n.HostName, n.MTU, master.Attrs().Index, -1, net.FlagUp
+	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.TxQLen, attrs.Flags = n.HostName, n.MTU, master, -1, net.FlagUp
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: n.Interface, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(int(s.ns.Fd()))}
 	err = l.host.LinkAdd(veth)
 	if errors.Is(err, unix.EEXIST) {
 		return l.rejoin(n, master)
 	}
 	if err != nil {
+		l.forget(n.Bridge)
 		return fmt.Errorf("make interface %s: %w", n.HostName, err)
 	}
 	setSysctl("net/ipv6/conf/"+n.HostName+"/disable_ipv6", "1") // a bridge's port needs no address
@@ -60,6 +61,30 @@ func (l *Links) pair(s *sandbox, n network.Link) error {
 		return errors.Join(err, l.Detach(n))
 	}
 	return nil
+}
+
+// bridge gives the index of a bridge, remembered since it was ensured.
+func (l *Links) bridge(name string) (int, error) {
+	l.mu.Lock()
+	i := l.bridges[name]
+	l.mu.Unlock()
+	if i != 0 {
+		return i, nil
+	}
+	link, err := l.host.LinkByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("bridge %s: %w", name, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bridges[name] = link.Attrs().Index
+	return link.Attrs().Index, nil
+}
+
+func (l *Links) forget(bridge string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.bridges, bridge)
 }
 
 // port sets what an interface may do on its bridge.
@@ -86,13 +111,13 @@ func filtered() bool {
 }
 
 // rejoin puts a pair that is there on its bridge again.
-func (l *Links) rejoin(n network.Link, master netlink.Link) error {
+func (l *Links) rejoin(n network.Link, master int) error {
 	link, err := l.host.LinkByName(n.HostName)
 	if err != nil {
 		return err
 	}
-	if link.Attrs().MasterIndex != master.Attrs().Index {
-		if err := l.host.LinkSetMaster(link, master); err != nil {
+	if link.Attrs().MasterIndex != master {
+		if err := l.host.LinkSetMasterByIndex(link, master); err != nil {
 			return err
 		}
 		if err := l.port(link, n); err != nil {
@@ -139,6 +164,9 @@ func (s *sandbox) addresses(n network.Link) error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	s.index[n.Interface] = link.Attrs().Index
+	s.mu.Unlock()
 	settings := map[string]string{}
 	for k, v := range n.Sysctls {
 		settings[k] = v
@@ -171,22 +199,40 @@ func (l *Links) Route(key string, routes []network.Route) error {
 			if r.Gateway.Is4() != (family == netlink.FAMILY_V4) {
 				continue
 			}
-			link, err := s.inside.LinkByName(r.Interface)
+			index, err := s.indexOf(r.Interface)
 			if err != nil {
 				return err
 			}
-			wanted = &netlink.Route{LinkIndex: link.Attrs().Index, Gw: r.Gateway.AsSlice(), Family: family}
+			wanted = &netlink.Route{LinkIndex: index, Gw: r.Gateway.AsSlice(), Family: family}
 			if err := s.inside.RouteReplace(wanted); err != nil {
 				return fmt.Errorf("default route over %s: %w", r.Gateway, err)
 			}
 		}
-		if wanted == nil {
+		s.mu.Lock()
+		had := s.routed[family] || !s.fresh
+		s.routed[family] = wanted != nil
+		s.mu.Unlock()
+		if wanted == nil && had {
 			if err := s.noDefault(family); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+func (s *sandbox) indexOf(name string) (int, error) {
+	s.mu.Lock()
+	i := s.index[name]
+	s.mu.Unlock()
+	if i != 0 {
+		return i, nil
+	}
+	link, err := s.inside.LinkByName(name)
+	if err != nil {
+		return 0, err
+	}
+	return link.Attrs().Index, nil
 }
 
 // noDefault removes the default routes of a family.
@@ -214,15 +260,20 @@ func (s *sandbox) noDefault(family int) error {
 // Detach removes an interface, by the host's end or inside.
 func (l *Links) Detach(n network.Link) error {
 	h, name := l.host, n.HostName
-	if n.Kind != network.Veth {
+	if n.Sandbox != "" {
 		s, err := l.sandbox(n.Sandbox)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil
+			return nil // all went with it
 		}
 		if err != nil {
 			return err
 		}
-		h, name = s.inside, n.Interface
+		s.mu.Lock()
+		delete(s.index, n.Interface)
+		s.mu.Unlock()
+		if n.Kind != network.Veth {
+			h, name = s.inside, n.Interface
+		}
 	}
 	link, err := h.LinkByName(name)
 	if isMissing(err) {

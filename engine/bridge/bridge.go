@@ -37,8 +37,9 @@ type Links struct {
 	done   sync.WaitGroup
 	once   sync.Once
 
-	mu   sync.Mutex
-	open map[string]*sandbox
+	mu      sync.Mutex
+	open    map[string]*sandbox
+	bridges map[string]int // indexes by name
 }
 
 // New keeps namespaces at dir; key tells this engine's bridges from others'.
@@ -50,7 +51,7 @@ func New(dir, key string) (*Links, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Links{dir: dir, prefix: "br" + key + "-", host: host, spares: make(chan *sandbox, spareSandboxes), wake: make(chan struct{}, 1), doomed: make(chan struct{}, 1), stop: make(chan struct{}), open: map[string]*sandbox{}}
+	l := &Links{dir: dir, prefix: "br" + key + "-", host: host, spares: make(chan *sandbox, spareSandboxes), wake: make(chan struct{}, 1), doomed: make(chan struct{}, 1), stop: make(chan struct{}), open: map[string]*sandbox{}, bridges: map[string]int{}}
 	l.done.Add(2)
 	go l.refill()
 	go l.reap()
@@ -83,6 +84,7 @@ func (l *Links) HasIPv6() bool {
 
 // EnsureBridge makes a bridge or brings it to what it must be.
 func (l *Links) EnsureBridge(_ context.Context, b network.Bridge) error {
+	l.forget(b.Name)
 	link, err := l.host.LinkByName(b.Name)
 	if isMissing(err) {
 		attrs := netlink.NewLinkAttrs()
@@ -161,7 +163,10 @@ func (l *Links) remove(name string) error {
 }
 
 // RemoveBridge deletes a bridge that EnsureBridge has made.
-func (l *Links) RemoveBridge(name string) error { return l.remove(name) }
+func (l *Links) RemoveBridge(name string) error {
+	l.forget(name)
+	return l.remove(name)
+}
 
 // RemoveParent deletes an interface that EnsureParent has made.
 func (l *Links) RemoveParent(name string) error { return l.remove(name) }

@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -18,10 +20,23 @@ import (
 // spareSandboxes are made ahead, so that a start does not wait for the kernel.
 const spareSandboxes = 4
 
+// refillPause keeps the refill out of the way of the start that caused it: both
+// would wait for the kernel's one lock of all networks.
+const refillPause = 25 * time.Millisecond
+
 // sandbox is an open namespace.
 type sandbox struct {
 	ns     *os.File
 	inside *netlink.Handle
+	fresh  bool // made by this process: what is in it is known
+
+	mu     sync.Mutex
+	index  map[string]int // of interfaces, by name
+	routed map[int]bool   // families with a default route
+}
+
+func openSandbox(ns *os.File, inside *netlink.Handle, fresh bool) *sandbox {
+	return &sandbox{ns: ns, inside: inside, fresh: fresh, index: map[string]int{}, routed: map[int]bool{}}
 }
 
 func (s *sandbox) release() {
@@ -50,6 +65,14 @@ func (l *Links) refill() {
 			s.release()
 			l.drain()
 			return
+		}
+		if len(l.spares) < spareSandboxes-1 {
+			select {
+			case <-time.After(refillPause):
+			case <-l.stop:
+				l.drain()
+				return
+			}
 		}
 	}
 }
@@ -116,7 +139,7 @@ func unshare() (*sandbox, error) {
 		h.Close()
 		return nil, err
 	}
-	return &sandbox{ns: ns, inside: h}, nil
+	return openSandbox(ns, h, true), nil
 }
 
 // Path is where a sandbox's namespace is mounted.
@@ -173,7 +196,7 @@ func (l *Links) sandbox(key string) (*sandbox, error) {
 	if err != nil {
 		return nil, errors.Join(err, ns.Close())
 	}
-	s = &sandbox{ns: ns, inside: h}
+	s = openSandbox(ns, h, false)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if other := l.open[key]; other != nil {
