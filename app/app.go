@@ -96,6 +96,7 @@ type daemon struct {
 	store      *store.Store
 	keeper     *keeper.Client
 	engine     *containerd.Engine
+	runtime    *task.Runtime
 	images     *containerd.Library
 	containers *container.Service
 	networks   *network.Service
@@ -242,6 +243,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if err != nil {
 		return err
 	}
+	d.runtime = runtime
 	defaults, err := d.defaults()
 	if err != nil {
 		return err
@@ -302,6 +304,9 @@ func (d *daemon) closeKeeper() error {
 	all, err := d.keeper.List(ctx)
 	if err == nil && len(all) == 0 {
 		err = d.keeper.Shutdown(ctx)
+		if d.runtime != nil {
+			d.runtime.Close()
+		}
 	}
 	return errors.Join(err, d.keeper.Close())
 }

@@ -6,7 +6,9 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
+	"github.com/moby/sys/capability"
 	"github.com/moby/sys/signal"
 
 	"github.com/berth-project/berth/lib/fault"
@@ -22,7 +24,7 @@ const (
 // validate refuses what cannot be, in Docker's words, and warns of what this
 // host will not enforce. It sees the whole effect, from whatever door it came.
 func (s *Service) validate(spec *Spec) (warnings []string, err error) {
-	for _, check := range []func(*Spec) error{validateMounts, validateProcess, validatePolicy, validateModes} {
+	for _, check := range []func(*Spec) error{validateMounts, validateProcess, validatePolicy, validateModes, validateSecurity} {
 		if err := check(spec); err != nil {
 			return nil, err
 		}
@@ -112,8 +114,13 @@ func validateProcess(spec *Spec) error {
 		}
 	}
 	if h := spec.Health; h != nil {
-		if h.Interval < 0 || h.Timeout < 0 || h.StartPeriod < 0 || h.StartInterval < 0 {
-			return fault.Invalidf("Interval, Timeout and periods in Healthcheck cannot be negative")
+		for _, d := range []struct {
+			name string
+			is   time.Duration
+		}{{"Interval", h.Interval}, {"Timeout", h.Timeout}, {"StartPeriod", h.StartPeriod}, {"StartInterval", h.StartInterval}} {
+			if d.is != 0 && d.is < time.Millisecond {
+				return fault.Invalidf("%s in Healthcheck cannot be less than 1ms", d.name)
+			}
 		}
 		if h.Retries < 0 {
 			return fault.Invalidf("Retries in Healthcheck cannot be negative")
@@ -189,6 +196,36 @@ func validateModes(spec *Spec) error {
 	return nil
 }
 
+func validateSecurity(spec *Spec) error {
+	for _, list := range [][]string{spec.CapAdd, spec.CapDrop} {
+		for _, name := range list {
+			plain := strings.ToLower(strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
+			if plain != "all" && !slices.ContainsFunc(capability.ListKnown(), func(c capability.Cap) bool { return c.String() == plain }) {
+				return fault.Invalidf("invalid capability: %q", name)
+			}
+		}
+	}
+	for _, o := range spec.SecurityOpt {
+		if o == "no-new-privileges" || o == "disable" || strings.HasPrefix(o, "systempaths=") {
+			continue
+		}
+		i := strings.IndexAny(o, "=:")
+		if i < 0 {
+			return fault.Invalidf("invalid --security-opt 1: %q", o)
+		}
+		switch o[:i] {
+		case "label", "apparmor", "seccomp":
+		case "no-new-privileges":
+			if _, err := strconv.ParseBool(o[i+1:]); err != nil {
+				return fault.Invalidf("invalid --security-opt 2: %q", o)
+			}
+		default:
+			return fault.Invalidf("invalid --security-opt 2: %q", o)
+		}
+	}
+	return nil
+}
+
 func (s *Service) validateResources(r *Resources) error {
 	switch {
 	case r.Memory != 0 && r.Memory < minMemory:
@@ -203,8 +240,10 @@ func (s *Service) validateResources(r *Resources) error {
 		return fault.Invalidf("Minimum memory limit can not be less than memory reservation limit, see usage")
 	case r.MemorySwappiness != nil && (*r.MemorySwappiness < -1 || *r.MemorySwappiness > 100):
 		return fault.Invalidf("Invalid value: %d, valid memory swappiness range is 0-100", *r.MemorySwappiness)
-	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
-		return fault.Invalidf("Conflicting options: Nano CPUs and CPU Period/Quota cannot both be set")
+	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
+		return fault.Invalidf("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+	case r.NanoCPUs > 0 && r.CPUQuota > 0:
+		return fault.Invalidf("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
 	case r.NanoCPUs < 0 || s.o.Host.CPUs > 0 && r.NanoCPUs > int64(s.o.Host.CPUs)*1e9:
 		return fault.Invalidf("range of CPUs is from 0.01 to %.2f, as there are only %d CPUs available", float64(s.o.Host.CPUs), s.o.Host.CPUs)
 	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1_000_000):

@@ -102,15 +102,20 @@ func streamType(version int, tty bool) string {
 	return rawStream
 }
 
-// serve runs an attachment on a hijacked connection.
-func (d *Door) serve(w http.ResponseWriter, r *request, a container.Attachment, stdin bool) error {
-	conn, in, err := hijack(w, r, streamType(r.version, a.TTY()))
+// serve runs the attachment that begin gives on a hijacked connection.
+func (d *Door) serve(w http.ResponseWriter, r *request, tty, stdin bool, begin func() (container.Attachment, error)) error {
+	conn, in, err := hijack(w, r, streamType(r.version, tty))
 	if err != nil {
-		a.Close()
 		return nil
 	}
 	defer conn.Close()
-	stdout, stderr := pair(conn, a.TTY(), nil)
+	stdout, stderr := pair(conn, tty, nil)
+	a, err := begin()
+	if err != nil {
+		_, text := dialect(err)
+		_, _ = fmt.Fprintf(stdout, "%s\r\n", text)
+		return nil
+	}
 	var input io.Reader
 	if stdin {
 		input = in
@@ -137,7 +142,8 @@ func (d *Door) attach(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	return d.serve(w, r, a, o.Stdin)
+	defer a.Close() // also where the connection could not be taken over
+	return d.serve(w, r, a.TTY(), o.Stdin, func() (container.Attachment, error) { return a, nil })
 }
 
 func (d *Door) attachWS(w http.ResponseWriter, r *request) error {
@@ -197,15 +203,17 @@ func (d *Door) startExec(w http.ResponseWriter, r *request) error {
 	if b.ConsoleSize != nil && !x.Spec.TTY {
 		return fault.Invalidf("console size is only supported when TTY is enabled")
 	}
-	a, err := d.o.Containers.ExecStart(r.Context(), x.ID, b.Detach, b.ConsoleSize)
-	if err != nil {
-		return err
-	}
-	if a == nil {
+	if b.Detach {
+		if _, err := d.o.Containers.ExecStart(r.Context(), x.ID, true, b.ConsoleSize); err != nil {
+			return err
+		}
 		w.WriteHeader(http.StatusOK)
 		return nil
 	}
-	return d.serve(w, r, a, x.Spec.Stdin)
+	// As docker: the connection is taken over first, and a failed start is told on it.
+	return d.serve(w, r, x.Spec.TTY, x.Spec.Stdin, func() (container.Attachment, error) {
+		return d.o.Containers.ExecStart(context.WithoutCancel(r.Context()), x.ID, false, b.ConsoleSize)
+	})
 }
 
 func (d *Door) resizeExec(w http.ResponseWriter, r *request) error {

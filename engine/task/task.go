@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -305,4 +306,23 @@ func ownOOMScore() (score int) {
 		_, _ = fmt.Sscan(string(b), &score)
 	}
 	return score
+}
+
+// Close removes the parent cgroup where it is empty.
+func (r *Runtime) Close() {
+	parent := filepath.Join("/", r.o.CgroupParent)
+	if r.o.Systemd || parent == "/" {
+		return
+	}
+	_ = os.Remove("/sys/fs/cgroup" + parent)
+	controllers, err := os.ReadDir("/sys/fs/cgroup")
+	if err != nil {
+		return
+	}
+	for _, c := range controllers {
+		if c.IsDir() {
+			// Fails where anything still runs in it, which is as it should be.
+			_ = os.Remove(filepath.Join("/sys/fs/cgroup", c.Name(), parent))
+		}
+	}
 }
