@@ -317,6 +317,12 @@ func (r *reading) forward(ctx context.Context, s section, from int64) (int64, er
 		b = b[:len(kept)+n]
 		for len(b) > 0 {
 			rec, length, ok := r.format.decode(b)
+			if length == 0 && at >= s.size {
+				// What looks like a record's beginning is damage.
+				if next := r.format.sync(b[1:]); next >= 0 {
+					length = next + 1
+				}
+			}
 			if length == 0 {
 				break
 			}
