@@ -244,6 +244,10 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		return err
 	}
 	d.runtime = runtime
+	inside, err := files.New(filepath.Join(c.ExecRoot, "files"))
+	if err != nil {
+		return err
+	}
 	defaults, err := d.defaults()
 	if err != nil {
 		return err
@@ -252,7 +256,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		return fmt.Errorf("--log-driver: %w", err)
 	}
 	d.containers = container.New(container.Options{
-		Store: d.store, Runtime: runtime, RootFS: root, Files: files.New(), Output: pump, Networks: d.networks, Volumes: d.volumes, Images: d.images,
+		Store: d.store, Runtime: runtime, RootFS: root, Files: inside, Output: pump, Networks: d.networks, Volumes: d.volumes, Images: d.images,
 		Committer: committer{d.images}, Events: d.events, Logger: log, Dir: filepath.Join(c.DataRoot, "containers"), Driver: driverName(snapshotter), Defaults: defaults,
 		Host: container.HostLimits{CPUs: facts.CPUs, Memory: facts.MemoryBytes, SwapLimit: facts.SwapLimit, Pids: facts.Controllers["pids"]},
 	})

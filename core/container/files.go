@@ -1,18 +1,26 @@
 package container
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"path"
 	"slices"
 	"strings"
+
+	"github.com/moby/sys/user"
 
 	"github.com/berth-project/berth/lib/fault"
 )
 
-// rooted runs f on a container's mounted root. Of a running container it is
-// the root as its first process sees it, with all volumes.
+// accountLimit bounds /etc/passwd and /etc/group of a container, in bytes.
+const accountLimit = 8 << 20
+
+// rooted runs f on a container's root with all its mounts. Of a running
+// container it is the root as its first process sees it.
 func (s *Service) rooted(ctx context.Context, id string, f func(c Container, root string) error) error {
 	e, err := s.find(id)
 	if err != nil {
@@ -20,13 +28,49 @@ func (s *Service) rooted(ctx context.Context, id string, f func(c Container, roo
 	}
 	c := *e.snap.Load()
 	if c.alive() {
-		return f(c, fmt.Sprintf("/proc/%d/root", c.State.Pid))
+		err = f(c, fmt.Sprintf("/proc/%d/root", c.State.Pid))
+	} else {
+		err = s.viewed(ctx, c, func(root string) error { return f(c, root) })
 	}
+	var missing *fault.Error
+	if errors.As(err, &missing) && missing.Noun == "path" {
+		return &fault.Error{Class: missing.Class, Noun: missing.Noun, ID: missing.ID, Msg: fmt.Sprintf("Could not find the file %s in container %s", missing.ID, id)}
+	}
+	return err
+}
+
+// viewed runs f on the root of a container that does not run.
+func (s *Service) viewed(ctx context.Context, c Container, f func(root string) error) (err error) {
+	done := context.WithoutCancel(ctx)
 	root, err := s.o.RootFS.Mount(ctx, c.ID)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f(c, root), s.o.RootFS.Unmount(context.WithoutCancel(ctx), c.ID))
+	defer func() { err = errors.Join(err, s.o.RootFS.Unmount(done, c.ID)) }()
+	if len(c.Mounts) == 0 && !c.Spec.ReadonlyRoot {
+		return f(root)
+	}
+	// A user of its own: the container may start meanwhile and hold them too.
+	user := c.ID + "-view-" + ID(newID())
+	var mounts []BundleMount
+	for _, p := range c.Mounts {
+		if p.Type == MountTmpfs {
+			continue
+		}
+		m, err := s.place(ctx, p, user)
+		if err != nil {
+			return err
+		}
+		if p.Type == MountVolume {
+			defer func() { s.tolerate(s.o.Volumes.Unmount(done, p.Name, user), "volume not unmounted", c.ID) }()
+		}
+		mounts = append(mounts, m)
+	}
+	view, closeView, err := s.o.Files.View(root, c.Spec.ReadonlyRoot, mounts)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(view), closeView())
 }
 
 // StatPath describes a path in a container.
@@ -54,23 +98,60 @@ func (s *Service) CopyFrom(ctx context.Context, id, path string, w func(PathStat
 	})
 }
 
-// CopyTo extracts an archive into a folder of a container.
-func (s *Service) CopyTo(ctx context.Context, id, path string, r io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error {
+// CopyTo extracts an archive into a folder of a container. What is read-only
+// there is refused by name here, and by the kernel however the path leads to it.
+// With asUser all belongs to the container's user, else to the archive's owners.
+func (s *Service) CopyTo(ctx context.Context, id, path string, r io.Reader, noOverwriteDirNonDir, asUser bool) error {
 	return s.rooted(ctx, id, func(c Container, root string) error {
-		if c.Spec.ReadonlyRoot {
+		switch m := mountOf(c, path); {
+		case m == nil && c.Spec.ReadonlyRoot:
 			return fault.Forbiddenf("container rootfs is marked read-only")
+		case m != nil && !m.RW:
+			return fault.Forbiddenf("mounted volume is marked read-only")
 		}
-		for _, m := range c.Mounts {
-			if !m.RW && (path == m.Destination || strings.HasPrefix(path, m.Destination+"/")) {
-				return fault.Forbiddenf("mounted volume is marked read-only")
+		o := UntarOptions{KeepKinds: noOverwriteDirNonDir}
+		if asUser && c.Spec.User != "" {
+			owner, err := s.owner(root, c.Spec.User)
+			if err != nil {
+				return err
 			}
+			o.Owner = &owner
 		}
-		if err := s.o.Files.Untar(ctx, root, path, r, noOverwriteDirNonDir, copyUIDGID); err != nil {
+		if err := s.o.Files.Untar(ctx, root, path, r, o); err != nil {
 			return err
 		}
 		s.publish(c, "extract-to-dir")
 		return nil
 	})
+}
+
+// mountOf finds the mount that a path lies in, by its name alone.
+func mountOf(c Container, name string) (found *MountPoint) {
+	name = path.Clean("/" + name)
+	for i, m := range c.Mounts {
+		inside := name == m.Destination || strings.HasPrefix(name, strings.TrimSuffix(m.Destination, "/")+"/")
+		if inside && (found == nil || len(m.Destination) > len(found.Destination)) {
+			found = &c.Mounts[i]
+		}
+	}
+	return found
+}
+
+// owner finds a user's numbers in the files of a root.
+func (s *Service) owner(root, name string) (Owner, error) {
+	var files [2][]byte
+	for i, f := range []string{"etc/passwd", "etc/group"} {
+		b, err := s.o.Files.ReadFile(root, f, accountLimit)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return Owner{}, err
+		}
+		files[i] = b
+	}
+	u, err := user.GetExecUser(name, nil, bytes.NewReader(files[0]), bytes.NewReader(files[1]))
+	if err != nil {
+		return Owner{}, fault.Invalidf("%w", err)
+	}
+	return Owner{UID: uint32(u.Uid), GID: uint32(u.Gid)}, nil
 }
 
 // Export writes the whole root as an archive.

@@ -30,6 +30,7 @@ type Bundle struct {
 type BundleMount struct {
 	Source, Target, Type string
 	Options              []string
+	Subpath              string // of a bind: below Source, resolved inside it at the moment of use
 }
 
 // Pipes are Berth's ends of a process's standard streams. With a terminal
@@ -114,15 +115,26 @@ type Change struct {
 type Files interface {
 	Stat(root, path string) (PathStat, error)
 	Tar(ctx context.Context, root, path string, w io.Writer) (PathStat, error)
-	// Untar extracts into the folder path. noOverwriteDirNonDir refuses to
-	// replace a folder by a file or a file by a folder; copyUIDGID keeps owners.
-	Untar(ctx context.Context, root, path string, r io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error
+	// Untar extracts into the folder path.
+	Untar(ctx context.Context, root, path string, r io.Reader, o UntarOptions) error
+	// View shows a root that nobody runs in with mounts over it, at a path of
+	// its own until close is called.
+	View(root string, readOnly bool, mounts []BundleMount) (path string, close func() error, err error)
 	// ReadFile reads a small file (passwd, group), at most limit bytes.
 	ReadFile(root, path string, limit int64) ([]byte, error)
 	// CopyUp fills an empty folder dst on the host from path in the root,
 	// keeping owner and mode of the folder itself.
 	CopyUp(ctx context.Context, root, path, dst string) error
 }
+
+// UntarOptions say how an archive is extracted.
+type UntarOptions struct {
+	KeepKinds bool   // refuses to replace a folder by a file or a file by a folder
+	Owner     *Owner // of all that is extracted; nil keeps the archive's owners
+}
+
+// Owner is a user and a group as numbers.
+type Owner struct{ UID, GID uint32 }
 
 // PathStat describes a path in a container, as `docker cp` needs it.
 type PathStat struct {

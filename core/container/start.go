@@ -214,45 +214,48 @@ func (s *Service) mountAll(ctx context.Context, e *entry, b *Bundle) (err error)
 	e.mounted = true
 	e.mu.Unlock()
 	for _, p := range c.Mounts {
-		m := BundleMount{Source: p.Source, Target: p.Destination, Type: "bind"}
-		switch p.Type {
-		case MountVolume:
-			if m.Source, err = s.o.Volumes.Mount(ctx, p.Name, c.ID); err != nil {
-				return err
-			}
-			m.Options = []string{"rbind", "rprivate"}
-			if p.Spec.Subpath != "" {
-				m.Source = filepath.Join(m.Source, p.Spec.Subpath)
-				if _, err := os.Lstat(m.Source); err != nil {
-					return fault.Invalidf("cannot access path %s: %w", m.Source, err)
-				}
-			}
-		case MountBind:
-			bind := "rbind"
-			if p.Spec.NonRecursive {
-				bind = "bind"
-			}
-			if _, err := os.Stat(p.Source); errors.Is(err, os.ErrNotExist) {
-				if !p.Spec.CreateMountpoint {
-					return fault.Invalidf("invalid mount config for type \"bind\": bind source path does not exist: %s", p.Source)
-				}
-				if err := os.MkdirAll(p.Source, 0o755); err != nil {
-					return err
-				}
-			}
-			m.Options = []string{bind, p.Propagation}
-		case MountTmpfs:
-			m.Type, m.Source, m.Options = "tmpfs", "tmpfs", tmpfsOptions(p.Spec)
-		}
-		if p.Type != MountTmpfs && !p.RW {
-			m.Options = append(m.Options, "ro")
-			if p.Type == MountBind && !p.Spec.NonRecursive && !p.Spec.ReadOnlyNonRecursive {
-				m.Options = append(m.Options, "rro")
-			}
+		m, err := s.place(ctx, p, c.ID)
+		if err != nil {
+			return err
 		}
 		b.Mounts = append(b.Mounts, m)
 	}
 	return nil
+}
+
+// place makes a mount point ready. A volume is held by user from now on.
+func (s *Service) place(ctx context.Context, p MountPoint, user ID) (m BundleMount, err error) {
+	m = BundleMount{Source: p.Source, Target: p.Destination, Type: "bind"}
+	switch p.Type {
+	case MountVolume:
+		if m.Source, err = s.o.Volumes.Mount(ctx, p.Name, user); err != nil {
+			return m, err
+		}
+		m.Options, m.Subpath = []string{"rbind", "rprivate"}, p.Spec.Subpath
+	case MountBind:
+		bind := "rbind"
+		if p.Spec.NonRecursive {
+			bind = "bind"
+		}
+		if _, err := os.Stat(p.Source); errors.Is(err, os.ErrNotExist) {
+			if !p.Spec.CreateMountpoint {
+				return m, fault.Invalidf("invalid mount config for type \"bind\": bind source path does not exist: %s", p.Source)
+			}
+			if err := os.MkdirAll(p.Source, 0o755); err != nil {
+				return m, err
+			}
+		}
+		m.Options = []string{bind, p.Propagation}
+	case MountTmpfs:
+		m.Type, m.Source, m.Options = "tmpfs", "tmpfs", tmpfsOptions(p.Spec)
+	}
+	if p.Type != MountTmpfs && !p.RW {
+		m.Options = append(m.Options, "ro")
+		if p.Type == MountBind && !p.Spec.NonRecursive && !p.Spec.ReadOnlyNonRecursive {
+			m.Options = append(m.Options, "rro")
+		}
+	}
+	return m, nil
 }
 
 func tmpfsOptions(m Mount) []string {
