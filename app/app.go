@@ -328,7 +328,7 @@ func (d *daemon) buildNetworks() error {
 	}
 	o := network.Options{
 		Store: d.store, Links: links, Proxy: proxy.New(), Resolver: resolver.New(d.log, firewall.RedirectDNS), Events: d.events, Logger: d.log, Pools: blocks,
-		Bridge: network.DefaultBridge{Name: c.Bridge, MTU: c.MTU, ICC: c.ICC, Masq: c.IPMasq},
+		Bridge: network.DefaultBridge{Name: c.Bridge, MTU: c.MTU, ICC: c.ICC, Masq: c.IPMasq, IPv6: c.IPv6},
 	}
 	if c.IPTables {
 		o.Firewall = firewall.New(key, d.log)
@@ -342,12 +342,17 @@ func (d *daemon) buildNetworks() error {
 	for _, p := range []struct {
 		flag, text string
 		to         *netip.Prefix
-	}{{"bip", c.BIP, &o.Bridge.BIP}, {"fixed-cidr", c.FixedCIDR, &o.Bridge.FixedCIDR}} {
+	}{{"bip", c.BIP, &o.Bridge.BIP}, {"fixed-cidr", c.FixedCIDR, &o.Bridge.FixedCIDR}, {"fixed-cidr-v6", c.FixedCIDRv6, &o.Bridge.FixedCIDRv6}} {
 		if p.text == "" {
 			continue
 		}
 		if *p.to, err = netip.ParsePrefix(p.text); err != nil {
 			return fmt.Errorf("--%s: %w", p.flag, err)
+		}
+	}
+	if c.HostGateway != "" {
+		if o.HostGateway, err = netip.ParseAddr(c.HostGateway); err != nil {
+			return fmt.Errorf("--host-gateway-ip: %w", err)
 		}
 	}
 	if c.IP != "" {
@@ -363,37 +368,32 @@ func (d *daemon) buildNetworks() error {
 		o.Defaults.Servers = append(o.Defaults.Servers, a)
 	}
 	o.Defaults.Options, o.Defaults.Search = c.DNSOptions, c.DNSSearch
-	o.HostConf, o.HostDNS = hostDNS()
+	o.HostResolv = hostResolv
 	d.networks = network.New(o)
 	d.later(d.networks.Shutdown)
 	return nil
 }
 
-// hostDNS reads the host's servers; those on its loopback no container reaches.
-func hostDNS() (conf []byte, servers []netip.Addr) {
-	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			continue
-		}
-		if conf == nil {
-			conf = b
-		}
-		for _, l := range strings.Split(string(b), "\n") {
-			if f := strings.Fields(l); len(f) > 1 && f[0] == "nameserver" {
-				if a, err := netip.ParseAddr(f[1]); err == nil && !a.IsLoopback() {
-					servers = append(servers, a)
-				}
-			}
-		}
-		if len(servers) > 0 {
-			break
+// hostResolv reads the host's servers of names as containers can reach them:
+// where systemd's stub stands for them, what it asks.
+func hostResolv() []byte {
+	const stub = "127.0.0.53"
+	conf, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		return nil
+	}
+	servers := 0
+	for _, l := range strings.Split(string(conf), "\n") {
+		if f := strings.Fields(l); len(f) > 1 && f[0] == "nameserver" && f[1] != stub {
+			servers++
 		}
 	}
-	if len(servers) == 0 {
-		servers = []netip.Addr{netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("8.8.4.4")} // as docker
+	if servers == 0 {
+		if real, err := os.ReadFile("/run/systemd/resolve/resolv.conf"); err == nil {
+			return real
+		}
 	}
-	return conf, servers
+	return conf
 }
 
 func driverName(snapshotter string) string {

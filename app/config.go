@@ -59,6 +59,8 @@ type Config struct {
 	Bridge       string   `json:"bridge"`
 	BIP          string   `json:"bip"`
 	FixedCIDR    string   `json:"fixed-cidr"`
+	FixedCIDRv6  string   `json:"fixed-cidr-v6"`
+	HostGateway  string   `json:"host-gateway-ip"`
 	MTU          int      `json:"mtu"`
 	ICC          bool     `json:"icc"`
 	IPv6         bool     `json:"ipv6"`
@@ -82,8 +84,8 @@ var ignored = []string{
 	"userland-proxy", "live-restore", "experimental", "selinux-enabled", "raw-logs", "rootless", "ip-forward", "ip6tables", "validate",
 	"containerd", "containerd-namespace", "containerd-plugins-namespace", "userland-proxy-path", "oom-score-adjust", "max-concurrent-downloads", "max-concurrent-uploads",
 	"max-download-attempts", "metrics-addr", "network-control-plane-mtu", "cpu-rt-period", "cpu-rt-runtime", "default-cgroupns-mode", "default-ipc-mode",
-	"host-gateway-ip", "http-proxy", "https-proxy", "no-proxy", "swarm-default-advertise-addr", "authorization-plugin", "cluster-store", "add-runtime", "exec-opt",
-	"feature", "node-generic-resource", "storage-opt", "default-gateway", "default-gateway-v6", "fixed-cidr-v6", "firewall-backend", "allow-nondistributable-artifacts",
+	"http-proxy", "https-proxy", "no-proxy", "swarm-default-advertise-addr", "authorization-plugin", "cluster-store", "add-runtime", "exec-opt",
+	"feature", "node-generic-resource", "storage-opt", "default-gateway", "default-gateway-v6", "firewall-backend", "allow-nondistributable-artifacts",
 	"default-network-opt", "cdi-spec-dir", "bridge-accept-fwmark", "userns-remap",
 }
 
@@ -130,6 +132,8 @@ func parse(args []string) (c Config, notes []string, err error) {
 	f.StringVarP(&c.Bridge, "bridge", "b", "", "Name of the default bridge; none disables it")
 	f.StringVar(&c.BIP, "bip", "", "Address of the default bridge, with its prefix length")
 	f.StringVar(&c.FixedCIDR, "fixed-cidr", "", "Part of the default bridge's subnet for containers")
+	f.StringVar(&c.FixedCIDRv6, "fixed-cidr-v6", "", "Subnet of the default bridge in IPv6")
+	f.StringVar(&c.HostGateway, "host-gateway-ip", "", "Address that host-gateway means (default the host's on the default bridge)")
 	f.IntVar(&c.MTU, "mtu", 0, "MTU of the default bridge")
 	f.BoolVar(&c.ICC, "icc", true, "Let containers on the default bridge reach one another")
 	f.BoolVar(&c.IPv6, "ipv6", false, "IPv6 on the default bridge")

@@ -16,6 +16,9 @@ const (
 	hostInternal = "host.docker.internal"
 )
 
+// portDNS is that of servers of names.
+const portDNS = 53
+
 // names answers the resolver.
 type names struct{ s *Service }
 
@@ -83,31 +86,28 @@ func (n names) Reverse(sandbox string, a netip.Addr) (string, bool) {
 	return "", false
 }
 
-// Upstream gives the servers for other names: the container's, the daemon's,
-// or the host's. A container on internal networks alone has none.
-func (n names) Upstream(sandbox string) []netip.AddrPort {
+// Upstream gives the servers for other names: the container's or the daemon's,
+// asked from inside, or the host's. A container on internal networks alone has none.
+func (n names) Upstream(sandbox string) (servers []netip.AddrPort, inside bool) {
 	s := n.s
 	s.mu.RLock()
-	defer s.mu.RUnlock()
 	b := s.boxes[container.ID(sandbox)]
-	if b == nil {
-		return nil
+	out := b != nil && s.outward(b)
+	s.mu.RUnlock()
+	if !out {
+		return nil, false
 	}
-	if !s.outward(b) {
-		return nil
+	addresses, inside := b.c.Spec.DNS, true
+	if len(addresses) == 0 {
+		addresses = s.o.Defaults.Servers
 	}
-	servers := b.c.Spec.DNS
-	if len(servers) == 0 {
-		servers = s.o.Defaults.Servers
+	if len(addresses) == 0 {
+		addresses, inside = s.hostResolv().servers, false
 	}
-	if len(servers) == 0 {
-		servers = s.o.HostDNS
+	for _, a := range addresses {
+		servers = append(servers, netip.AddrPortFrom(a, portDNS))
 	}
-	var list []netip.AddrPort
-	for _, a := range servers {
-		list = append(list, netip.AddrPortFrom(a, 53))
-	}
-	return list
+	return servers, inside
 }
 
 // outward tells whether a container is on a network that leads out. s.mu is held.
@@ -210,55 +210,4 @@ func (s *Service) addLink(b *bytes.Buffer, link string) {
 			}
 		}
 	}
-}
-
-// resolv writes /etc/resolv.conf: the engine's resolver on user-defined
-// networks, else the host's servers that a container can reach.
-func (s *Service) resolv(c container.Container, custom bool) []byte {
-	var b bytes.Buffer
-	search, options := c.Spec.DNSSearch, c.Spec.DNSOptions
-	if len(search) == 0 {
-		search = s.o.Defaults.Search
-	}
-	if len(options) == 0 {
-		options = s.o.Defaults.Options
-	}
-	servers := c.Spec.DNS
-	if len(servers) == 0 {
-		servers = s.o.Defaults.Servers
-	}
-	if mode(c.Spec.NetworkMode) == "host" && len(servers) == 0 && len(search) == 0 && len(options) == 0 {
-		return s.o.HostConf
-	}
-	if len(search) == 0 {
-		search = hostSearch(s.o.HostConf)
-	}
-	if custom {
-		b.WriteString("# Written by Berth.\nnameserver 127.0.0.11\n")
-		options = append(slices.Clone(options), "ndots:0")
-	} else {
-		if len(servers) == 0 {
-			servers = s.o.HostDNS
-		}
-		b.WriteString("# Written by Berth.\n")
-		for _, a := range servers {
-			fmt.Fprintf(&b, "nameserver %s\n", a)
-		}
-	}
-	if len(search) > 0 && !(len(search) == 1 && search[0] == ".") {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
-	}
-	if len(options) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
-	}
-	return b.Bytes()
-}
-
-func hostSearch(conf []byte) []string {
-	for _, l := range strings.Split(string(conf), "\n") {
-		if f := strings.Fields(l); len(f) > 1 && (f[0] == "search" || f[0] == "domain") {
-			return f[1:]
-		}
-	}
-	return nil
 }

@@ -147,7 +147,8 @@ type Names interface {
 	Lookup(sandbox, name string) (addresses []netip.Addr, known bool)
 	Reverse(sandbox string, a netip.Addr) (name string, known bool)
 	// Upstream gives the servers for all other names; none on internal networks.
-	Upstream(sandbox string) []netip.AddrPort
+	// Those that a person has named are asked from inside the sandbox.
+	Upstream(sandbox string) (servers []netip.AddrPort, inside bool)
 }
 
 // Resolver serves names inside sandboxes at 127.0.0.11.

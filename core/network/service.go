@@ -47,9 +47,9 @@ type Options struct {
 	Logger   *slog.Logger
 	Pools    []Block // none means docker's
 	Bridge   DefaultBridge
-	HostDNS  []netip.Addr // servers of the host that containers can reach
-	HostConf []byte       // the host's resolv.conf
 	Defaults DNSDefaults
+	// HostResolv reads the host's resolv.conf as it is now; nil is none.
+	HostResolv func() []byte
 	// HostGateway is what "host-gateway" means; invalid is the host's address
 	// on the default bridge.
 	HostGateway netip.Addr

@@ -1,16 +1,14 @@
 // Package resolver serves DNS at 127.0.0.11 inside network namespaces. It
-// answers what core's names know and asks the host's servers for the rest.
+// answers what core's names know and asks other servers for the rest.
 package resolver
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"runtime"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +22,9 @@ import (
 const (
 	ttl          = 600 // seconds, as docker's
 	queryTimeout = 4 * time.Second
+	maxQueries   = 1024 // of one sandbox at once
+	maxAnswers   = 256  // addresses in one answer
+	idleTimeout  = 8 * time.Second
 )
 
 // Resolver implements core's network.Resolver.
@@ -35,7 +36,9 @@ type Resolver struct {
 	open map[string]*server
 }
 
+// server is the resolver of one sandbox.
 type server struct {
+	ns       *os.File
 	udp, tcp *dns.Server
 	done     sync.WaitGroup
 }
@@ -43,6 +46,9 @@ type server struct {
 // New makes a Resolver. redirect sends a namespace's port 53 of 127.0.0.11 to
 // the ports that are served, so that a container may use port 53 itself.
 func New(log *slog.Logger, redirect func(ns *os.File, udp, tcp uint16) error) *Resolver {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	return &Resolver{log: log, redirect: redirect, open: map[string]*server{}}
 }
 
@@ -52,48 +58,57 @@ func (r *Resolver) Serve(sandbox, path string, names network.Names) error {
 	if err != nil {
 		return err
 	}
-	defer ns.Close()
 	packets, stream, err := listen(ns)
 	if err != nil {
-		return fmt.Errorf("listen inside the sandbox: %w", err)
+		return errors.Join(fmt.Errorf("listen inside the sandbox: %w", err), ns.Close())
 	}
 	udp, tcp := packets.LocalAddr().(*net.UDPAddr).Port, stream.Addr().(*net.TCPAddr).Port
 	if err := r.redirect(ns, uint16(udp), uint16(tcp)); err != nil {
-		_, _ = packets.Close(), stream.Close()
-		return err
+		return errors.Join(err, packets.Close(), stream.Close(), ns.Close())
 	}
-	h := &handler{sandbox: sandbox, names: names, log: r.log}
-	s := &server{udp: &dns.Server{PacketConn: packets, Handler: h}, tcp: &dns.Server{Listener: stream, Handler: h}}
+	h := &handler{sandbox: sandbox, names: names, log: r.log, ns: ns, slots: make(chan struct{}, maxQueries)}
+	idle := func() time.Duration { return idleTimeout }
+	s := &server{ns: ns, udp: &dns.Server{PacketConn: packets, Handler: h, UDPSize: dns.DefaultMsgSize}, tcp: &dns.Server{Listener: stream, Handler: h, IdleTimeout: idle}}
 	for _, d := range []*dns.Server{s.udp, s.tcp} {
 		s.done.Add(1)
 		go func() {
 			defer s.done.Done()
-			_ = d.ActivateAndServe()
+			_ = d.ActivateAndServe() // ends when the socket is closed
 		}()
 	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	old := r.open[sandbox]
 	r.open[sandbox] = s
+	r.mu.Unlock()
+	old.stop()
 	return nil
 }
 
-// listen opens sockets in a namespace; the thread that went there ends.
-func listen(ns *os.File) (packets net.PacketConn, stream net.Listener, err error) {
-	done := make(chan struct{})
+// within runs f with a thread that is in the namespace and ends after it.
+func within(ns *os.File, f func() error) error {
+	failed := make(chan error, 1)
 	go func() {
-		defer close(done)
 		runtime.LockOSThread()
-		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			failed <- err
 			return
 		}
+		failed <- f()
+	}()
+	return <-failed
+}
+
+// listen opens sockets in a namespace.
+func listen(ns *os.File) (packets net.PacketConn, stream net.Listener, err error) {
+	err = within(ns, func() error {
 		if packets, err = net.ListenPacket("udp4", "127.0.0.11:0"); err != nil {
-			return
+			return err
 		}
 		if stream, err = net.Listen("tcp4", "127.0.0.11:0"); err != nil {
-			_ = packets.Close()
+			return errors.Join(err, packets.Close())
 		}
-	}()
-	<-done
+		return nil
+	})
 	return packets, stream, err
 }
 
@@ -103,102 +118,15 @@ func (r *Resolver) Stop(sandbox string) {
 	s := r.open[sandbox]
 	delete(r.open, sandbox)
 	r.mu.Unlock()
+	s.stop()
+}
+
+func (s *server) stop() {
 	if s == nil {
 		return
 	}
 	_ = s.udp.PacketConn.Close()
 	_ = s.tcp.Listener.Close()
 	s.done.Wait()
-}
-
-type handler struct {
-	sandbox string
-	names   network.Names
-	log     *slog.Logger
-}
-
-// ServeDNS answers one query.
-func (h *handler) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
-	if len(q.Question) != 1 {
-		m := new(dns.Msg)
-		_ = w.WriteMsg(m.SetRcode(q, dns.RcodeFormatError))
-		return
-	}
-	question := q.Question[0]
-	if m := h.own(q, question); m != nil {
-		_ = w.WriteMsg(m)
-		return
-	}
-	_ = w.WriteMsg(h.forward(q, w.LocalAddr().Network()))
-}
-
-// own answers names and addresses of containers; nil where it knows none.
-func (h *handler) own(q *dns.Msg, question dns.Question) *dns.Msg {
-	m := new(dns.Msg)
-	m.SetReply(q)
-	m.RecursionAvailable = true
-	switch question.Qtype {
-	case dns.TypeA, dns.TypeAAAA:
-		addresses, known := h.names.Lookup(h.sandbox, question.Name)
-		if !known {
-			return nil
-		}
-		for _, a := range addresses {
-			header := dns.RR_Header{Name: question.Name, Rrtype: question.Qtype, Class: dns.ClassINET, Ttl: ttl}
-			switch {
-			case a.Is4() && question.Qtype == dns.TypeA:
-				m.Answer = append(m.Answer, &dns.A{Hdr: header, A: a.AsSlice()})
-			case a.Is6() && question.Qtype == dns.TypeAAAA:
-				m.Answer = append(m.Answer, &dns.AAAA{Hdr: header, AAAA: a.AsSlice()})
-			}
-		}
-		// Who asks again gets another first address.
-		if n := len(m.Answer); n > 1 {
-			k := int(time.Now().UnixNano()/1000) % n
-			m.Answer = append(m.Answer[k:], m.Answer[:k]...)
-		}
-		return m
-	case dns.TypePTR:
-		a, ok := reverse(question.Name)
-		if !ok {
-			return nil
-		}
-		name, known := h.names.Reverse(h.sandbox, a)
-		if !known {
-			return nil
-		}
-		m.Answer = []dns.RR{&dns.PTR{Hdr: dns.RR_Header{Name: question.Name, Rrtype: dns.TypePTR, Class: dns.ClassINET, Ttl: ttl}, Ptr: dns.Fqdn(name)}}
-		return m
-	}
-	return nil
-}
-
-func reverse(name string) (netip.Addr, bool) {
-	labels := strings.Split(strings.TrimSuffix(strings.ToLower(name), ".in-addr.arpa."), ".")
-	if len(labels) != 4 {
-		return netip.Addr{}, false
-	}
-	a, err := netip.ParseAddr(labels[3] + "." + labels[2] + "." + labels[1] + "." + labels[0])
-	return a, err == nil
-}
-
-// forward asks the servers one after the other.
-func (h *handler) forward(q *dns.Msg, transport string) *dns.Msg {
-	servers := h.names.Upstream(h.sandbox)
-	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
-	defer cancel()
-	client := &dns.Client{Net: transport, Timeout: queryTimeout / time.Duration(max(1, len(servers)))}
-	for _, s := range servers {
-		m, _, err := client.ExchangeContext(ctx, q, s.String())
-		if err == nil {
-			return m
-		}
-		h.log.Debug("name server did not answer", "server", s, "error", err)
-	}
-	m := new(dns.Msg)
-	code := dns.RcodeServerFailure
-	if len(servers) == 0 {
-		code = dns.RcodeNameError
-	}
-	return m.SetRcode(q, code)
+	_ = s.ns.Close()
 }

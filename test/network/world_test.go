@@ -115,8 +115,8 @@ func newWorld(t testing.TB, change ...func(*network.Options)) *world {
 	w.neighbour = w.namespace("neighbour")
 	w.wire()
 	w.options = network.Options{Store: w.store, Events: w.events, Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
-		Bridge:  network.DefaultBridge{Name: "berth0", ICC: true, Masq: true},
-		HostDNS: []netip.Addr{netip.MustParseAddr(neighbourOnLAN)}, HostConf: []byte("nameserver " + neighbourOnLAN + "\nsearch example.test\n")}
+		Bridge:     network.DefaultBridge{Name: "berth0", ICC: true, Masq: true},
+		HostResolv: func() []byte { return []byte("nameserver " + neighbourOnLAN + "\nsearch example.test\n") }}
 	for _, f := range change {
 		f(&w.options)
 	}
