@@ -197,11 +197,11 @@ func validateModes(spec *Spec) error {
 }
 
 func validateSecurity(spec *Spec) error {
-	for _, list := range [][]string{spec.CapAdd, spec.CapDrop} {
+	for field, list := range map[string][]string{"CapAdd": spec.CapAdd, "CapDrop": spec.CapDrop} {
 		for _, name := range list {
-			plain := strings.ToLower(strings.TrimPrefix(strings.ToUpper(name), "CAP_"))
-			if plain != "all" && !slices.ContainsFunc(capability.ListKnown(), func(c capability.Cap) bool { return c.String() == plain }) {
-				return fault.Invalidf("invalid capability: %q", name)
+			plain := strings.TrimPrefix(strings.ToUpper(name), "CAP_")
+			if plain != "ALL" && !slices.ContainsFunc(capability.ListKnown(), func(c capability.Cap) bool { return strings.ToUpper(c.String()) == plain }) {
+				return fault.Invalidf("invalid %s: unknown capability: %q", field, "CAP_"+plain)
 			}
 		}
 	}
