@@ -206,7 +206,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if snapshotter == "" {
 		return fmt.Errorf("--storage-driver %s is not known: use overlayfs or native", c.Storage)
 	}
-	if d.images, err = containerd.NewLibrary(ctx, containerd.LibraryOptions{Engine: d.engine, Snapshotter: snapshotter, Events: d.events, Logger: log}); err != nil {
+	if d.images, err = containerd.NewLibrary(ctx, containerd.LibraryOptions{Engine: d.engine, Snapshotter: snapshotter, Events: d.events, Logger: log, Registry: c.registries()}); err != nil {
 		return err
 	}
 	if _, err = d.store.Meta(ctx, "welcome", func() string {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/network"
+	"github.com/berth-project/berth/engine/containerd"
 )
 
 // Defaults of the roots.
@@ -43,6 +44,7 @@ type Config struct {
 	TLSKey          string            `json:"tlskey"`
 	Insecure        []string          `json:"insecure-registries"`
 	Mirrors         []string          `json:"registry-mirrors"`
+	Downloads       int               `json:"max-concurrent-downloads"`
 	Storage         string            `json:"storage-driver"`
 	LogDriver       string            `json:"log-driver"`
 	LogOpts         map[string]string `json:"log-opts"`
@@ -82,7 +84,7 @@ type Config struct {
 // ignored flags of dockerd have no meaning here; they are accepted with a note.
 var ignored = []string{
 	"userland-proxy", "live-restore", "experimental", "selinux-enabled", "raw-logs", "rootless", "ip-forward", "ip6tables", "validate",
-	"containerd", "containerd-namespace", "containerd-plugins-namespace", "userland-proxy-path", "oom-score-adjust", "max-concurrent-downloads", "max-concurrent-uploads",
+	"containerd", "containerd-namespace", "containerd-plugins-namespace", "userland-proxy-path", "oom-score-adjust", "max-concurrent-uploads",
 	"max-download-attempts", "metrics-addr", "network-control-plane-mtu", "cpu-rt-period", "cpu-rt-runtime", "default-cgroupns-mode", "default-ipc-mode",
 	"http-proxy", "https-proxy", "no-proxy", "swarm-default-advertise-addr", "authorization-plugin", "cluster-store", "add-runtime", "exec-opt",
 	"feature", "node-generic-resource", "storage-opt", "default-gateway", "default-gateway-v6", "firewall-backend", "allow-nondistributable-artifacts",
@@ -116,7 +118,8 @@ func parse(args []string) (c Config, notes []string, err error) {
 	f.StringVar(&c.TLSCert, "tlscert", "", "Certificate of the daemon")
 	f.StringVar(&c.TLSKey, "tlskey", "", "Key of the daemon")
 	f.StringArrayVar(&c.Insecure, "insecure-registry", nil, "Registry spoken to without verified TLS")
-	f.StringArrayVar(&c.Mirrors, "registry-mirror", nil, "Mirror to pull from first")
+	f.StringArrayVar(&c.Mirrors, "registry-mirror", nil, "Mirror to pull from first: https://host for the Hub, registry=https://host for another")
+	f.IntVar(&c.Downloads, "max-concurrent-downloads", 3, "Layers fetched at a time")
 	f.StringVarP(&c.Storage, "storage-driver", "s", "", "Snapshotter: overlayfs (overlay2) or native (vfs)")
 	f.StringVar(&c.LogDriver, "log-driver", "local", "Default log driver")
 	f.StringToStringVar(&c.LogOpts, "log-opt", nil, "Default log options, key=value")
@@ -223,6 +226,11 @@ func (c *Config) readFile(path string, f *pflag.FlagSet) error {
 		return fmt.Errorf("unable to configure the daemon with file %s: the following directives don't match any configuration option: %s", path, strings.Join(unknown, ", "))
 	}
 	return json.Unmarshal(b, c)
+}
+
+// registries says how registries are reached.
+func (c Config) registries() containerd.RegistryOptions {
+	return containerd.RegistryOptions{Mirrors: c.Mirrors, Insecure: c.Insecure, CertDirs: []string{"/etc/berth/certs.d", "/etc/docker/certs.d"}, Downloads: c.Downloads}
 }
 
 // key tells this engine's names on the host from those of others: "" for the

@@ -15,6 +15,7 @@ import (
 	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/core/diff"
 	_ "github.com/containerd/containerd/v2/core/runtime/v2"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
@@ -73,6 +74,8 @@ type Engine struct {
 	server *server.Server
 	client *client.Client
 	log    *slog.Logger
+
+	applier diff.Applier // unpacks layers
 }
 
 // capture is filled by the one plugin of ours, which runs last and sees all
@@ -116,11 +119,16 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 		s.Stop()
 		return nil, fmt.Errorf("containerd: %w", err)
 	}
+	applier, err := capture.ic.GetByID(plugins.DiffPlugin, "walking")
+	if err != nil {
+		s.Stop()
+		return nil, fmt.Errorf("containerd: %w", err)
+	}
 	if err := s.Start(ctx); err != nil {
 		s.Stop()
 		return nil, fmt.Errorf("serve containerd: %w", err)
 	}
-	return &Engine{server: s, client: c, log: o.Logger}, nil
+	return &Engine{server: s, client: c, log: o.Logger, applier: applier.(diff.Applier)}, nil
 }
 
 func register() {

@@ -3,7 +3,6 @@ package containerd
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
@@ -22,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 
 	client "github.com/containerd/containerd/v2/client"
 
@@ -44,6 +43,7 @@ type LibraryOptions struct {
 	Snapshotter string // "overlayfs" or "native"
 	Events      *event.Bus
 	Logger      *slog.Logger
+	Registry    RegistryOptions
 }
 
 // Library is the image library: it implements the Docker door's Images and
@@ -63,6 +63,10 @@ type Library struct {
 	ids     map[string][]string       // image id → names
 
 	changing sync.Mutex // one change of names at a time
+
+	reg       *registries
+	downloads *semaphore.Weighted
+	working   locks // what is being fetched or unpacked
 }
 
 // User is a container that was made of an image.
@@ -101,7 +105,17 @@ func NewLibrary(ctx context.Context, o LibraryOptions) (*Library, error) {
 	if o.Snapshotter == "" {
 		o.Snapshotter = "overlayfs"
 	}
-	l := &Library{o: o, c: o.Engine.client, sn: o.Snapshotter, targets: map[digest.Digest]*target{}, users: func(string) []User { return nil }}
+	if o.Registry.Downloads <= 0 {
+		o.Registry.Downloads = defaultDownloads
+	}
+	reg, err := newRegistries(o.Registry)
+	if err != nil {
+		return nil, err
+	}
+	l := &Library{
+		o: o, c: o.Engine.client, sn: o.Snapshotter, targets: map[digest.Digest]*target{}, users: func(string) []User { return nil },
+		reg: reg, downloads: semaphore.NewWeighted(int64(o.Registry.Downloads)),
+	}
 	return l, l.refresh(ctx)
 }
 
@@ -341,6 +355,10 @@ func (l *Library) lease(ctx context.Context) (_ context.Context, done func(), er
 // name points a name at content whose layers are unpacked and on disk. What
 // the name pointed at before stays as a dangling image.
 func (l *Library) name(ctx context.Context, name string, desc ocispec.Descriptor) error {
+	return l.nameWith(ctx, name, desc, nil)
+}
+
+func (l *Library) nameWith(ctx context.Context, name string, desc ocispec.Descriptor, labels map[string]string) error {
 	l.changing.Lock()
 	defer l.changing.Unlock()
 	ctx = in(ctx)
@@ -359,10 +377,10 @@ func (l *Library) name(ctx context.Context, name string, desc ocispec.Descriptor
 		if _, err := store.Create(ctx, images.Image{Name: danglingPrefix + old.Target.Digest.String(), Target: old.Target, CreatedAt: now, UpdatedAt: now}); err != nil && !errdefs.IsAlreadyExists(err) {
 			return err
 		}
-		if _, err := store.Update(ctx, images.Image{Name: name, Target: desc, UpdatedAt: now}, "target"); err != nil {
+		if _, err := store.Update(ctx, images.Image{Name: name, Target: desc, UpdatedAt: now, Labels: labels}, "target", "labels"); err != nil {
 			return err
 		}
-	} else if _, err := store.Create(ctx, images.Image{Name: name, Target: desc, CreatedAt: now, UpdatedAt: now}); err != nil && !errdefs.IsAlreadyExists(err) {
+	} else if _, err := store.Create(ctx, images.Image{Name: name, Target: desc, CreatedAt: now, UpdatedAt: now, Labels: labels}); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
 	if !strings.HasPrefix(name, danglingPrefix) {
@@ -413,12 +431,7 @@ func (l *Library) unpack(ctx context.Context, desc ocispec.Descriptor) error {
 			return fault.Unsupportedf("layer %s is a foreign layer: its content must be fetched from elsewhere, which is not supported", d.Digest)
 		}
 	}
-	i := client.NewImageWithPlatform(l.c, images.Image{Name: "unpack", Target: manifest}, platforms.All)
-	err = i.Unpack(ctx, l.sn, client.WithUnpackApplyOpts(diff.WithSyncFs(true)))
-	if err != nil && !errors.Is(err, context.Canceled) && strings.Contains(err.Error(), "archive/tar") {
-		return fault.Invalidf("%w", err)
-	}
-	return err
+	return l.unpackManifest(ctx, manifest, nil, unpackReport{})
 }
 
 func (l *Library) publish(action, id string, attributes map[string]string) {
@@ -453,3 +466,6 @@ func imageConfig(c dockerspec.DockerOCIImageConfig) container.ImageConfig {
 	}
 	return out
 }
+
+// Close ends what the library does by itself.
+func (l *Library) Close() {}
