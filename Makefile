@@ -2,7 +2,8 @@
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 TIME    ?= $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
-FLAGS    = -trimpath -ldflags "-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.buildTime=$(TIME)"
+LINK     = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.buildTime=$(TIME)
+FLAGS    = -trimpath -ldflags "$(LINK)"
 
 .PHONY: build demo test test-peer check bench clean install packages test-packages
 
@@ -10,7 +11,7 @@ build: packages
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/welcome/rootfs/welcome ./library/welcome
 	CGO_ENABLED=0 go build $(FLAGS) -o bin/berth ./cmd/berth
 	CGO_ENABLED=0 go build $(FLAGS) -o bin/berthd ./cmd/berthd
-	CGO_ENABLED=1 go build $(FLAGS) -tags seccomp -o bin/berth-keeper ./cmd/berth-keeper
+	CGO_ENABLED=1 go build -trimpath -ldflags "$(LINK) -linkmode external -extldflags -static" -tags seccomp,netgo,osusergo -o bin/berth-keeper ./cmd/berth-keeper
 
 # Runs a container with a published port and fetches its page.
 demo: build

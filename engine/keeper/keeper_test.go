@@ -611,13 +611,46 @@ func TestManyContainersStartAtOnce(t *testing.T) {
 
 func BenchmarkCreateStartExitDelete(b *testing.B) {
 	w := newWorld(b)
+	ctx := context.Background()
+	var create, start, exit, remove time.Duration
 	for i := 0; b.Loop(); i++ {
 		id := fmt.Sprint("b", i)
-		p := w.run(id, outputs, "true")
+		began := time.Now()
+		_, p, err := w.client.Create(ctx, keeper.CreateRequest{ID: id, Spec: w.spec(id, "true"), Streams: outputs})
+		if err != nil {
+			b.Fatal(err)
+		}
+		created := time.Now()
+		if err := w.client.Start(ctx, id); err != nil {
+			b.Fatal(err)
+		}
+		started := time.Now()
 		for e := w.exit(); e.ID != id; e = w.exit() {
 		}
+		exited := time.Now()
 		p.Close()
-		if err := w.client.Delete(context.Background(), keeper.Ref{ID: id}); err != nil {
+		if err := w.client.Delete(ctx, keeper.Ref{ID: id}); err != nil {
+			b.Fatal(err)
+		}
+		create, start, exit, remove = create+created.Sub(began), start+started.Sub(created), exit+exited.Sub(started), remove+time.Since(exited)
+	}
+	for name, d := range map[string]time.Duration{"create": create, "start": start, "exit": exit, "delete": remove} {
+		b.ReportMetric(float64(d.Microseconds())/1000/float64(b.N), "ms/"+name)
+	}
+}
+
+func BenchmarkExec(b *testing.B) {
+	w := newWorld(b)
+	w.run("c1", outputs, "sleep", "1000")
+	for i := 0; b.Loop(); i++ {
+		r := keeper.Ref{ID: "c1", Exec: fmt.Sprint("e", i)}
+		_, p, err := w.client.Exec(context.Background(), keeper.ExecRequest{Ref: r, Process: w.spec("c1", "true").Process, Streams: outputs})
+		if err != nil {
+			b.Fatal(err)
+		}
+		w.exit()
+		p.Close()
+		if err := w.client.Delete(context.Background(), r); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -151,6 +151,8 @@ func (k *server) launch(c *container, p *process) (err error) {
 	if err != nil {
 		return err
 	}
+	config := c.lib.Config()
+	p.lib.ExtraFiles = k.filters.Files(config.Seccomp)
 	if err := c.lib.Start(p.lib); err != nil {
 		return err
 	}

@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
+	"strings"
 	"sync"
 
 	"github.com/berth-project/berth/engine/keeper"
@@ -152,11 +152,26 @@ func fileName(r keeper.Ref) string {
 	return r.ID + "@" + r.Exec
 }
 
-var idForm = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_+.-]{0,199}$`)
+// idLimit bounds an id in bytes: two of them and a sign fit a file's name.
+const idLimit = 120
+
+// validID tells whether an id may name a file. Not a regular expression: that
+// would be compiled in the first steps of every container.
+func validID(id string) bool {
+	if id == "" || len(id) > idLimit || id[0] == '.' || id[0] == '-' {
+		return false
+	}
+	for _, c := range []byte(id) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("_+.-", rune(c)) {
+			return false
+		}
+	}
+	return true
+}
 
 // checkRef refuses ids that could leave a folder as a file's name.
 func checkRef(r keeper.Ref) error {
-	if !idForm.MatchString(r.ID) || r.Exec != "" && !idForm.MatchString(r.Exec) {
+	if !validID(r.ID) || r.Exec != "" && !validID(r.Exec) {
 		return fault.Invalidf("invalid id %q", fileName(r))
 	}
 	return nil

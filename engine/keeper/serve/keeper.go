@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/berth-project/berth/engine/keeper"
+	"github.com/berth-project/berth/engine/keeper/serve/filter"
 	"github.com/berth-project/berth/lib/fault"
 )
 
@@ -26,14 +27,16 @@ type server struct {
 	containers map[string]*container
 	stop       func()
 
-	exits journal
-	kids  children
+	exits   journal
+	kids    children
+	filters filter.Cache
 }
 
 func newKeeper(dir, build string, log *slog.Logger) (*server, error) {
 	k := &server{dir: dir, build: build, log: log, containers: map[string]*container{}}
 	k.exits = journal{dir: filepath.Join(dir, "exits"), log: log, listeners: map[*keeper.Wire]*listener{}}
 	k.kids.running = map[int]bool{}
+	k.filters.Log, k.filters.Fork = log, k.kids.fork
 	for _, sub := range []string{"state", "procs", "exits"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, err

@@ -21,12 +21,20 @@ import (
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C half of a container's first steps
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/engine/keeper/serve/filter"
 )
 
 // Main is the whole program; it returns the exit code.
 func Main(args []string, build string) int {
-	if len(args) > 1 && args[1] == "init" {
-		libcontainer.Init() // never returns
+	if len(args) > 1 {
+		switch args[1] {
+		case "init":
+			filter.Use()
+			libcontainer.Init() // never returns
+		case filter.Word:
+			return filter.Compile()
+		}
 	}
 	if err := run(args, build); err != nil {
 		fmt.Fprintln(os.Stderr, "berth-keeper:", err)
