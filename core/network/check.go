@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -21,7 +22,11 @@ func (s *Service) Check(_ context.Context, c container.Container) error {
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	// A network that is not there yet is asked for at the start, as docker does.
 	st, err := s.find(mode(c.Spec.NetworkMode))
+	if errors.Is(err, fault.ErrNotFound) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -39,6 +44,9 @@ func (s *Service) Check(_ context.Context, c container.Container) error {
 	seen := map[*state]bool{}
 	for _, e := range c.Spec.Endpoints {
 		n, err := s.find(mode(e.Network))
+		if errors.Is(err, fault.ErrNotFound) {
+			continue
+		}
 		if err != nil {
 			return err
 		}

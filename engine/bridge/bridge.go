@@ -4,6 +4,7 @@ package bridge
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -89,6 +90,9 @@ func (l *Links) EnsureBridge(_ context.Context, b network.Bridge) error {
 	if isMissing(err) {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU, attrs.TxQLen = b.Name, b.MTU, -1
+		// Without an address of its own a bridge takes its ports' in turn, and
+		// containers lose their gateway as others come and go.
+		attrs.HardwareAddr = randomMAC()
 		if err := l.add(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return fmt.Errorf("make bridge %s: %w", b.Name, err)
 		}
@@ -207,6 +211,14 @@ func (l *Links) EnsureParent(_ context.Context, name string) error {
 		return err
 	}
 	return l.host.LinkSetUp(link)
+}
+
+// randomMAC is local and for one interface only (IEEE 802).
+func randomMAC() net.HardwareAddr {
+	m := make(net.HardwareAddr, 6)
+	_, _ = rand.Read(m) // never fails
+	m[0] = m[0]&^1 | 2
+	return m
 }
 
 func isMissing(err error) bool {

@@ -295,7 +295,7 @@ func TestErrorsAreDockers(t *testing.T) {
 		class error
 		text  string
 	}{
-		{check("nowhere", container.EndpointSpec{}), fault.ErrNotFound, "nowhere"},
+		{open("nowhere"), fault.ErrNotFound, "nowhere"},
 		{check("bridge", container.EndpointSpec{IPv4: netip.MustParseAddr("172.17.0.9")}), fault.ErrInvalid, "user specified IP address is supported on user defined networks only"},
 		{check("bridge", container.EndpointSpec{Aliases: []string{"x"}}), fault.ErrInvalid, "network-scoped aliases are only supported for user-defined networks"},
 		{check("alpha", container.EndpointSpec{IPv4: netip.MustParseAddr("10.78.0.9")}), fault.ErrInvalid, "invalid endpoint settings:\nno configured subnet contains IP address 10.78.0.9"},
