@@ -104,7 +104,8 @@ func syslogFormat(name, network, tag string) (srslog.Formatter, srslog.Framer, e
 	case "rfc5424micro":
 		layout = "2006-01-02T15:04:05.000000Z07:00"
 	default:
-		return nil, nil, errors.New("Invalid syslog format") //nolint:staticcheck // clients match docker's words
+		//lint:ignore ST1005 clients match docker's words
+		return nil, nil, errors.New("Invalid syslog format")
 	}
 	if network == secureSyslog {
 		framer = srslog.RFC5425MessageLengthFramer
