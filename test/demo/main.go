@@ -68,7 +68,7 @@ func run(ctx context.Context) error {
 	if !strings.Contains(page, "Welcome to Berth") {
 		return fmt.Errorf("%s served something else: %.100q", url, page)
 	}
-	fmt.Printf("\nA container serves %s\n\nTry next:\n  sudo bin/berth ps\n  sudo bin/berth logs welcome\n  sudo bin/berth exec welcome /welcome --version\n\nStop it all:  sudo bin/berth rm -f welcome; sudo pkill -x berthd\n", url)
+	fmt.Printf("\nA container serves %s\n\nTry next:\n  sudo bin/berth ps\n  sudo bin/berth logs welcome\n  sudo bin/berth exec welcome /welcome --version\n\nStop it all:  sudo bin/berth rm -f welcome; sudo kill $(cat /run/berth/berthd.pid)\n", url)
 	return nil
 }
 
