@@ -239,7 +239,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if err != nil {
 		return err
 	}
-	runtime, err := task.New(task.Options{Keeper: newKeeperPort(d.keeper), CgroupParent: c.cgroupParent(), InitPath: initPath(c.InitPath), SeccompProfile: profile, NoNewPrivileges: c.NoNewPrivileges, Logger: log})
+	runtime, err := task.New(task.Options{Keeper: newKeeperPort(d.keeper), Dir: filepath.Join(c.ExecRoot, "task"), CgroupParent: c.cgroupParent(), InitPath: initPath(c.InitPath), SeccompProfile: profile, NoNewPrivileges: c.NoNewPrivileges, Logger: log})
 	if err != nil {
 		return err
 	}

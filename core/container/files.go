@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strings"
 
 	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/lib/fault"
 )
@@ -27,8 +29,8 @@ func (s *Service) rooted(ctx context.Context, id string, f func(c Container, roo
 		return err
 	}
 	c := *e.snap.Load()
-	if c.alive() {
-		err = f(c, fmt.Sprintf("/proc/%d/root", c.State.Pid))
+	if root := live(c); root != nil {
+		err = errors.Join(f(c, fmt.Sprintf("/proc/self/fd/%d", root.Fd())), root.Close())
 	} else {
 		err = s.viewed(ctx, c, func(root string) error { return f(c, root) })
 	}
@@ -37,6 +39,19 @@ func (s *Service) rooted(ctx context.Context, id string, f func(c Container, roo
 		return &fault.Error{Class: missing.Class, Noun: missing.Noun, ID: missing.ID, Msg: fmt.Sprintf("Could not find the file %s in container %s", missing.ID, id)}
 	}
 	return err
+}
+
+// live holds the root of a running container: it stays readable if the
+// container ends meanwhile. Of one that has just ended there is none.
+func live(c Container) *os.File {
+	if !c.alive() {
+		return nil
+	}
+	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", c.State.Pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	return root
 }
 
 // viewed runs f on the root of a container that does not run.
@@ -165,7 +180,7 @@ func (s *Service) Export(ctx context.Context, id string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.o.Files.Tar(ctx, root, "/.", w)
+	_, err = s.o.Files.Tar(ctx, root, "", w)
 	if err = errors.Join(err, s.o.RootFS.Unmount(context.WithoutCancel(ctx), c.ID)); err != nil {
 		return err
 	}

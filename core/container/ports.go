@@ -114,6 +114,8 @@ type Change struct {
 // it at the moment of use (openat2 RESOLVE_IN_ROOT).
 type Files interface {
 	Stat(root, path string) (PathStat, error)
+	// Tar archives a path under its last element's name: "/" and "." too, as
+	// docker cp expects. Of the path "" the names are those in the root.
 	Tar(ctx context.Context, root, path string, w io.Writer) (PathStat, error)
 	// Untar extracts into the folder path.
 	Untar(ctx context.Context, root, path string, r io.Reader, o UntarOptions) error

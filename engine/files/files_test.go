@@ -153,7 +153,9 @@ func TestTarNamesBeginWithThePathsLastElement(t *testing.T) {
 	}
 	all := []string{"dir/", "dir/empty/", "dir/file", "dir/link", "dir/zwin"}
 	for path, want := range map[string][]string{
-		"/a/dir": all, "/a/dir/": all, "a/dir/.": {"empty/", "file", "link", "zwin"}, "/via": {"via"}, "/via/file": {"file"}, "/../../a/dir": all,
+		"/a/dir": all, "/a/dir/": all, "a/dir/.": {"./", "./empty/", "./file", "./link", "./zwin"},
+		"/": {"/", "/a/", "/a/dir/", "/a/dir/empty/", "/a/dir/file", "/a/dir/link", "/a/dir/zwin", "/via"},
+		"":  {"a/", "a/dir/", "a/dir/empty/", "a/dir/file", "a/dir/link", "a/dir/zwin", "via"}, "/via": {"via"}, "/via/file": {"file"}, "/../../a/dir": all,
 	} {
 		var b bytes.Buffer
 		if _, err := f.Tar(context.Background(), root, path, &b); err != nil {

@@ -33,7 +33,8 @@ type walker struct {
 }
 
 // Tar writes a path as an archive whose entries begin with the path's last
-// element; "/some/dir/." writes what is in the folder.
+// element: "dir/" for "/some/dir", "./" for "/some/dir/.", "/" for the root.
+// The path "" is what is in the root, under its own names.
 func (f *Files) Tar(ctx context.Context, root, name string, w io.Writer) (container.PathStat, error) {
 	r, err := inroot.Open(root)
 	if err != nil {
@@ -45,10 +46,12 @@ func (f *Files) Tar(ctx context.Context, root, name string, w io.Writer) (contai
 		return st, err
 	}
 	as := st.Name
-	clean := path.Clean("/" + name)
-	if strings.HasSuffix(name, "/.") || name == "." || clean == "/" {
+	if name == "" {
 		as = ""
+	} else if strings.HasSuffix(name, "/.") || name == "." {
+		as = "."
 	}
+	clean := path.Clean("/" + name)
 	t := &walker{ctx: ctx, r: r, w: tar.NewWriter(w), links: map[[2]uint64]string{}}
 	if err := t.add(clean, as, 0); err != nil {
 		return st, err
@@ -147,7 +150,7 @@ func (t *walker) folder(name, as string, h *tar.Header, depth int) error {
 	}
 	h.Typeflag = tar.TypeDir
 	if as != "" {
-		h.Name = as + "/"
+		h.Name = strings.TrimSuffix(as, "/") + "/"
 		if err := t.w.WriteHeader(h); err != nil {
 			return err
 		}
@@ -165,7 +168,11 @@ func (t *walker) folder(name, as string, h *tar.Header, depth int) error {
 		return err
 	}
 	for _, n := range names {
-		if err := t.add(path.Join(name, n), path.Join(as, n), depth+1); err != nil {
+		below := n
+		if as != "" {
+			below = strings.TrimSuffix(as, "/") + "/" + n // not cleaned: "./" stays
+		}
+		if err := t.add(path.Join(name, n), below, depth+1); err != nil {
 			return err
 		}
 	}

@@ -83,16 +83,17 @@ func (r *Runtime) process(root string, c container.Container, s processSpec) (*s
 		soft, hard := r.clamp(uint64(u.Soft), uint64(u.Hard), kind)
 		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: "RLIMIT_" + kind, Soft: soft, Hard: hard})
 	}
-	if score := c.Spec.Resources.OomScoreAdj; score != 0 {
-		p.OOMScoreAdj = r.oomScore(score)
-	}
+	// Zero too: the keeper's own score is not the container's.
+	p.OOMScoreAdj = r.oomScore(c.Spec.Resources.OomScoreAdj)
 	return p, nil
 }
 
 // oomScore leaves out a score that this process may not give.
 func (r *Runtime) oomScore(score int) *int {
 	if !r.facts.sysResource && score < r.facts.oomScore {
-		r.log.Warn("oom score clamped: CAP_SYS_RESOURCE is missing", "wanted", score, "given", r.facts.oomScore)
+		if score != 0 {
+			r.log.Warn("oom score clamped: CAP_SYS_RESOURCE is missing", "wanted", score, "given", r.facts.oomScore)
+		}
 		score = r.facts.oomScore
 	}
 	return &score

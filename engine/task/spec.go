@@ -116,7 +116,7 @@ func (r *Runtime) namespaces(s *specs.Spec, b container.Bundle) {
 	if c.Spec.UTSMode != "host" {
 		add(specs.UTSNamespace, "")
 	}
-	if c.Spec.CgroupnsMode == "private" || c.Spec.CgroupnsMode == "" && r.facts.cgroup2 && !c.Spec.Privileged {
+	if c.Spec.CgroupnsMode == "private" || c.Spec.CgroupnsMode == "" && r.facts.cgroup2 {
 		add(specs.CgroupNamespace, "")
 	}
 }
@@ -157,11 +157,8 @@ func (r *Runtime) mounts(s *specs.Spec, b container.Bundle) error {
 	case ipc == "none":
 		standard = append(standard, specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}})
 	case b.Namespace["ipc"] != "":
-		// Another's shared memory is its /dev/shm, seen through its first process.
-		shm := filepath.Join(filepath.Dir(filepath.Dir(b.Namespace["ipc"])), "root/dev/shm")
-		standard = append(standard,
-			specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-			specs.Mount{Destination: "/dev/shm", Type: "bind", Source: shm, Options: []string{"rbind", "nosuid", "noexec", "nodev"}})
+		// Its shared memory is among the bundle's mounts.
+		standard = append(standard, specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}})
 	default:
 		size := c.Spec.ShmSize
 		if size == 0 {
@@ -173,7 +170,7 @@ func (r *Runtime) mounts(s *specs.Spec, b container.Bundle) error {
 	}
 	// A mount that the person asked for replaces the standard one of its place.
 	for _, m := range standard {
-		if !slices.ContainsFunc(b.Mounts, func(o container.BundleMount) bool { return filepath.Clean(o.Target) == m.Destination }) {
+		if !covered(b.Mounts, m.Destination) {
 			s.Mounts = append(s.Mounts, m)
 		}
 	}
@@ -224,20 +221,30 @@ func (r *Runtime) sysctls(s *specs.Spec, b container.Bundle) {
 }
 
 func (r *Runtime) seccomp(s *specs.Spec, c container.Container) (*specs.LinuxSeccomp, error) {
-	if c.Spec.Privileged || !r.facts.seccomp {
-		return nil, nil
-	}
-	profile := r.o.SeccompProfile
+	asked := ""
 	for _, o := range c.Spec.SecurityOpt {
 		if v, ok := option(o, "seccomp"); ok {
-			profile = v
+			asked = v
 		}
+	}
+	profile := asked
+	if profile == "" && !c.Spec.Privileged {
+		profile = r.o.SeccompProfile
 	}
 	switch profile {
 	case "unconfined":
 		return nil, nil
 	case "", "builtin", "default":
+		if c.Spec.Privileged || !r.facts.seccomp {
+			return nil, nil
+		}
 		return r.defaultSeccomp(s)
+	}
+	if !r.facts.seccomp {
+		if asked == "" {
+			return nil, nil
+		}
+		return nil, fault.Invalidf("seccomp is not enabled in your kernel, cannot run a custom seccomp profile")
 	}
 	p, err := seccomp.LoadProfile(profile, s)
 	if err != nil {

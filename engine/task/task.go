@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -62,6 +63,7 @@ type Process struct {
 // Options of a Runtime.
 type Options struct {
 	Keeper          Keeper
+	Dir             string // of this boot, for mounts while a container is made; "" is /run/berth/task
 	CgroupParent    string // "/berth"; a slice with Systemd
 	Systemd         bool
 	InitPath        string // of a small init (tini); "" where none is installed
@@ -96,6 +98,12 @@ func New(o Options) (*Runtime, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Dir == "" {
+		o.Dir = "/run/berth/task"
+	}
+	if err := cleanBinds(o.Dir); err != nil {
+		return nil, err
+	}
 	h := host.Look()
 	caps, err := knownCapabilities()
 	if err != nil {
@@ -120,6 +128,15 @@ func New(o Options) (*Runtime, error) {
 // Create makes the first process of a container, stopped before its program.
 func (r *Runtime) Create(ctx context.Context, b container.Bundle) (int, container.Pipes, error) {
 	c := b.Container
+	b, held, err := r.resolve(b)
+	if err != nil {
+		return 0, container.Pipes{}, err
+	}
+	defer func() {
+		if err := held.drop(); err != nil {
+			r.log.Warn("mounts not dropped", "container", c.ID, "error", err)
+		}
+	}()
 	s, err := r.spec(b)
 	if err != nil {
 		return 0, container.Pipes{}, err
@@ -142,6 +159,9 @@ func word(prefix string, err error) error {
 	switch {
 	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory"):
 		class = fault.ErrNotFound
+	case strings.Contains(text, "not a directory"):
+		class = fault.ErrNotFound
+		text += ": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
 	case strings.Contains(text, "permission denied"), strings.Contains(text, "is a directory"):
 		class = fault.ErrPermission
 	case errors.Is(err, fault.ErrUnavailable):
@@ -149,7 +169,8 @@ func word(prefix string, err error) error {
 	case errors.Is(err, fault.ErrInvalid):
 		class = fault.ErrInvalid
 	}
-	return &fault.Error{Class: class, Msg: prefix + text}
+	// containerd's suffix for an error it has no class for.
+	return &fault.Error{Class: class, Msg: prefix + strings.TrimSuffix(text, ": unknown") + ": unknown"}
 }
 
 // Start lets the first process run its program.
@@ -175,6 +196,9 @@ func (r *Runtime) Exec(ctx context.Context, id container.ID, execID string, c co
 		args: s.Cmd, env: append(append([]string(nil), c.Spec.Env...), s.Env...), user: name, cwd: cwd,
 		tty: s.TTY, privileged: s.Privileged || c.Spec.Privileged, size: s.ConsoleSize,
 	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, none, fault.Conflictf("container %s is not running", id) // it has just ended
+	}
 	if err != nil {
 		return 0, none, err
 	}
