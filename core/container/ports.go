@@ -236,6 +236,8 @@ type Volumes interface {
 	Mount(ctx context.Context, name string, user ID) (path string, err error)
 	Unmount(ctx context.Context, name string, user ID) error
 	Remove(ctx context.Context, name string) error
+	// Restore tells that running containers hold their volumes.
+	Restore(running []Container)
 }
 
 // Volume is what a container needs to know of a volume.

@@ -39,6 +39,7 @@ func (s *Service) Restore(ctx context.Context) error {
 		s.add(e)
 		entries = append(entries, e)
 	}
+	s.o.Volumes.Restore(running)
 	if err := s.o.Networks.Restore(ctx, running); err != nil {
 		return err
 	}

@@ -25,11 +25,7 @@ func (v Volumes) Remove(ctx context.Context, name string, force bool) error {
 }
 
 // Get gives one volume.
-func (s *Service) Get(_ context.Context, name string) (Volume, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.find(name)
-}
+func (s *Service) Get(_ context.Context, name string) (Volume, error) { return s.find(name) }
 
 // List gives the volumes that pass the filters, by name.
 func (s *Service) List(_ context.Context, f filter.Args) ([]Volume, error) {
@@ -47,11 +43,25 @@ func (s *Service) List(_ context.Context, f filter.Args) ([]Volume, error) {
 	}
 	s.mu.Unlock()
 	all = slices.DeleteFunc(all, func(v Volume) bool {
-		return given && dangling != (len(s.users(v.Name)) == 0) || !f.Exact("driver", v.Driver) || !f.Labels("label", v.Labels) ||
-			len(f["name"]) > 0 && !slices.ContainsFunc(f["name"], func(n string) bool { return strings.Contains(v.Name, n) })
+		return !f.Exact("driver", v.Driver) || !f.Labels("label", v.Labels) || !f.Match("name", v.Name) ||
+			given && dangling != (len(s.usersOf(v.Name)) == 0)
 	})
 	slices.SortFunc(all, func(a, b Volume) int { return strings.Compare(a.Name, b.Name) })
 	return all, nil
+}
+
+// size fills in a volume's bytes; -1 where they cannot be known.
+func (s *Service) size(ctx context.Context, v *Volume) error {
+	v.Size = -1
+	d, err := s.driver(v.Driver)
+	if err != nil {
+		return nil
+	}
+	n, err := d.Size(ctx, *v)
+	if err == nil {
+		v.Size = n
+	}
+	return ctx.Err()
 }
 
 // Usage is List with sizes and reference counts.
@@ -61,13 +71,9 @@ func (s *Service) Usage(ctx context.Context) ([]Volume, error) {
 		return nil, err
 	}
 	for i := range all {
-		all[i].RefCount = len(s.users(all[i].Name))
-		d, _, err := s.driver(all[i].Driver)
-		if err != nil {
-			continue
-		}
-		if all[i].Size, err = d.Size(ctx, all[i]); err != nil {
-			all[i].Size = -1
+		all[i].RefCount = len(s.usersOf(all[i].Name))
+		if err := s.size(ctx, &all[i]); err != nil {
+			return nil, err
 		}
 	}
 	return all, nil
@@ -82,16 +88,21 @@ func (s *Service) Prune(ctx context.Context, f filter.Args) (removed []string, r
 	if err != nil {
 		return nil, 0, err
 	}
-	all, err := s.Usage(ctx)
+	all, err := s.List(ctx, nil)
 	if err != nil {
 		return nil, 0, err
 	}
 	for _, v := range all {
-		if v.RefCount > 0 || !every && !v.Anonymous || !f.Labels("label", v.Labels) || len(f["label!"]) > 0 && f.Labels("label!", v.Labels) {
+		if !every && !v.Anonymous || !f.Labels("label", v.Labels) || len(f["label!"]) > 0 && f.Labels("label!", v.Labels) || len(s.usersOf(v.Name)) > 0 {
 			continue
 		}
+		if err := s.size(ctx, &v); err != nil {
+			return removed, reclaimed, err
+		}
 		if err := s.Remove(ctx, v.Name); err != nil {
-			s.o.Logger.Warn("volume not pruned", "volume", v.Name, "error", err)
+			if !errors.Is(err, fault.ErrConflict) && !errors.Is(err, fault.ErrNotFound) {
+				s.o.Logger.Warn("volume not pruned", "volume", v.Name, "error", err)
+			}
 			continue
 		}
 		removed = append(removed, v.Name)

@@ -2,15 +2,12 @@ package volume
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
-	"maps"
 	"regexp"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/event"
@@ -24,15 +21,23 @@ type Store interface {
 	Volumes(ctx context.Context) ([]Volume, error)
 }
 
-// Driver keeps volumes' content.
+// Driver keeps volumes' content. Calls on one volume come one after another.
 type Driver interface {
 	Check(options map[string]string) error
 	Create(v Volume) (mountpoint string, err error)
+	// Remove takes a volume away at once and for good; Purge deletes what
+	// was in it, which may take long.
 	Remove(v Volume) error
+	Purge(v Volume) error
 	// Mount and Unmount act for the first and the last user of a volume.
+	// Doing what is done already is no error.
 	Mount(v Volume) error
 	Unmount(v Volume) error
+	// Size counts a volume's bytes; -1 where the driver cannot know.
 	Size(ctx context.Context, v Volume) (int64, error)
+	// Find tells what is there: whole volumes, and those whose Remove was
+	// the last thing that happened to them.
+	Find(ctx context.Context) (found, removed []Volume, err error)
 }
 
 // Options of a Service.
@@ -46,141 +51,136 @@ type Options struct {
 // Service owns all volumes of an engine.
 type Service struct {
 	o     Options
-	users func(name string) []container.ID
+	names nameLocks // orders what happens to one volume
 
 	mu     sync.Mutex
+	users  func(name string) []container.ID
 	byName map[string]Volume
 	held   map[string]map[container.ID]int // who has it mounted, how often
 }
 
+const (
+	defaultDriver  = "local"
+	anonymousLabel = "com.docker.volume.anonymous" // clients look for it
+	maxName        = 255                           // bytes: it is a folder's name
+)
+
 var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
-// New finds the volumes of before.
+// New finds the volumes of before. Removals that were cut short are finished;
+// volumes that only their driver knows (copied in from elsewhere) are taken in.
 func New(ctx context.Context, o Options) (*Service, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Service{o: o, users: func(string) []container.ID { return nil }, byName: map[string]Volume{}, held: map[string]map[container.ID]int{}}
 	all, err := o.Store.Volumes(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for _, v := range all {
 		s.byName[v.Name] = v
 	}
-	return s, err
+	for name, d := range o.Drivers {
+		if err := s.restore(ctx, name, d); err != nil {
+			return nil, fmt.Errorf("find volumes of driver %s: %w", name, err)
+		}
+	}
+	return s, nil
+}
+
+func (s *Service) restore(ctx context.Context, driver string, d Driver) error {
+	found, removed, err := d.Find(ctx)
+	if err != nil {
+		return err
+	}
+	there := map[string]bool{}
+	for _, v := range found {
+		there[v.Name] = true
+	}
+	for _, v := range removed {
+		if old, known := s.byName[v.Name]; known && old.Driver == driver && !there[v.Name] {
+			if err := s.o.Store.DeleteVolume(ctx, v.Name); err != nil {
+				return err
+			}
+			delete(s.byName, v.Name)
+		}
+		if err := d.Purge(v); err != nil {
+			s.o.Logger.Warn("volume's files not deleted", "volume", v.Name, "error", err)
+		}
+	}
+	for _, v := range found {
+		if _, known := s.byName[v.Name]; known || !validName.MatchString(v.Name) {
+			continue
+		}
+		v.Driver, v.Size, v.RefCount = driver, -1, -1
+		if err := s.o.Store.PutVolume(ctx, v); err != nil {
+			return err
+		}
+		s.byName[v.Name] = v
+		s.o.Logger.Info("volume taken in", "volume", v.Name)
+	}
+	return nil
 }
 
 // SetUsers tells the service who asks which containers use a volume.
-func (s *Service) SetUsers(users func(name string) []container.ID) { s.users = users }
+func (s *Service) SetUsers(users func(name string) []container.ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.users = users
+}
 
-// Restore notes that a running container holds its volumes.
+// usersOf asks without holding mu: the answer may take other locks.
+func (s *Service) usersOf(name string) []container.ID {
+	s.mu.Lock()
+	users := s.users
+	s.mu.Unlock()
+	return users(name)
+}
+
+// Restore notes that running containers hold their volumes.
 func (s *Service) Restore(running []container.Container) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range running {
 		for _, m := range c.Mounts {
 			if m.Type == container.MountVolume {
-				s.hold(m.Name, c.ID)
+				s.hold(m.Name, c.ID, 1)
 			}
 		}
 	}
 }
 
-func (s *Service) hold(name string, user container.ID) (first bool) {
+// hold counts a user. mu is held.
+func (s *Service) hold(name string, user container.ID, n int) {
 	if s.held[name] == nil {
 		s.held[name] = map[container.ID]int{}
 	}
-	first = len(s.held[name]) == 0
-	s.held[name][user]++
-	return first
+	if s.held[name][user] += n; s.held[name][user] <= 0 {
+		delete(s.held[name], user)
+	}
+	if len(s.held[name]) == 0 {
+		delete(s.held, name)
+	}
 }
 
-func (s *Service) driver(name string) (Driver, string, error) {
-	if name == "" {
-		name = "local"
-	}
-	d := s.o.Drivers[name]
-	if d == nil {
-		return nil, "", fault.NotFoundf("error looking up volume plugin %s: plugin %q not found", name, name)
-	}
-	return d, name, nil
-}
-
-// Create makes a volume; one that is there with the same driver is given back.
-func (s *Service) Create(ctx context.Context, o CreateOptions) (Volume, error) {
-	anonymous := o.Name == ""
-	if anonymous {
-		b := make([]byte, 32)
-		_, _ = rand.Read(b) // never fails
-		o.Name = hex.EncodeToString(b)
-	}
-	return s.create(ctx, o, anonymous)
-}
-
-func (s *Service) create(ctx context.Context, o CreateOptions, anonymous bool) (Volume, error) {
-	if !validName.MatchString(o.Name) {
-		return Volume{}, fault.Invalidf("create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", o.Name, o.Name)
-	}
-	if len(o.Name) > 255 {
-		return Volume{}, fault.Invalidf("create %s: volume name is too long", o.Name[:32])
-	}
-	d, driver, err := s.driver(o.Driver)
-	if err != nil {
-		return Volume{}, err
-	}
+func (s *Service) holders(name string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if v, ok := s.byName[o.Name]; ok {
-		if o.Driver != "" && v.Driver != driver {
-			return Volume{}, fault.Conflictf("create %s: conflict: volume name must be unique: a volume with driver %q is there already", o.Name, v.Driver)
-		}
-		return v, nil
-	}
-	if err := d.Check(o.Options); err != nil {
-		return Volume{}, err
-	}
-	v := Volume{Name: o.Name, Driver: driver, Created: time.Now(), Labels: o.Labels, Options: o.Options, Anonymous: anonymous, Size: -1, RefCount: -1}
-	if anonymous {
-		v.Labels = maps.Clone(v.Labels)
-		if v.Labels == nil {
-			v.Labels = map[string]string{}
-		}
-		v.Labels["com.docker.volume.anonymous"] = ""
-	}
-	if v.Mountpoint, err = d.Create(v); err != nil {
-		return Volume{}, err
-	}
-	if err := s.o.Store.PutVolume(ctx, v); err != nil {
-		return Volume{}, errors.Join(err, d.Remove(v))
-	}
-	s.byName[v.Name] = v
-	s.publish("create", v)
-	return v, nil
+	return len(s.held[name])
 }
 
-func (s *Service) publish(action string, v Volume, more ...string) {
-	if s.o.Events == nil {
-		return
+func (s *Service) driver(name string) (Driver, error) {
+	d := s.o.Drivers[name]
+	if d == nil {
+		return nil, fault.NotFoundf("error looking up volume plugin %s: plugin %q not found", name, name)
 	}
-	attributes := map[string]string{"driver": v.Driver}
-	for i := 0; i+1 < len(more); i += 2 {
-		attributes[more[i]] = more[i+1]
-	}
-	s.o.Events.Publish(event.Event{Type: "volume", Action: action, ID: v.Name, Attributes: attributes, Time: time.Now()})
-}
-
-// Ensure gives a volume to a container, making it where it is not there.
-func (s *Service) Ensure(ctx context.Context, name, driver string, options, labels map[string]string, anonymous bool) (container.Volume, error) {
-	o := CreateOptions{Name: name, Driver: driver, Options: options, Labels: labels}
-	var v Volume
-	var err error
-	if anonymous {
-		v, err = s.Create(ctx, CreateOptions{Driver: driver, Options: options, Labels: labels})
-	} else {
-		v, err = s.create(ctx, o, false)
-	}
-	return container.Volume{Name: v.Name, Driver: v.Driver, Path: v.Mountpoint}, err
+	return d, nil
 }
 
 func (s *Service) find(name string) (Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	v, ok := s.byName[name]
 	if !ok {
 		return v, &fault.Error{Class: fault.ErrNotFound, Noun: "volume", ID: name, Msg: "get " + name + ": no such volume"}
@@ -188,83 +188,120 @@ func (s *Service) find(name string) (Volume, error) {
 	return v, nil
 }
 
+// Ensure gives a volume to a container, making it where it is not there.
+func (s *Service) Ensure(ctx context.Context, name, driver string, options, labels map[string]string, anonymous bool) (container.Volume, error) {
+	o := CreateOptions{Name: name, Driver: driver, Options: options, Labels: labels}
+	if anonymous {
+		o.Name = ""
+	} else if name == "" {
+		return container.Volume{}, fault.Invalidf("volume name is too short, names should be at least two alphanumeric characters")
+	}
+	v, err := s.Create(ctx, o)
+	return container.Volume{Name: v.Name, Driver: v.Driver, Path: v.Mountpoint}, err
+}
+
 // Mount gives the path of a volume while user holds it.
 func (s *Service) Mount(_ context.Context, name string, user container.ID) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.names.lock(name)()
 	v, err := s.find(name)
 	if err != nil {
 		return "", err
 	}
-	d, _, err := s.driver(v.Driver)
+	d, err := s.driver(v.Driver)
 	if err != nil {
 		return "", err
 	}
-	if len(s.held[name]) == 0 {
-		if err := d.Mount(v); err != nil {
-			return "", err
-		}
+	// Also for later users: someone may have unmounted it by hand.
+	if err := d.Mount(v); err != nil {
+		return "", err
 	}
-	s.hold(name, user)
-	s.publish("mount", v, "container", string(user), "destination", "", "read/write", "true")
+	s.mu.Lock()
+	s.hold(name, user, 1)
+	s.mu.Unlock()
+	s.publish("mount", v, "container", string(user), "read/write", "true", "propagation", "")
 	return v.Mountpoint, nil
 }
 
 // Unmount gives one Mount back.
 func (s *Service) Unmount(_ context.Context, name string, user container.ID) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.names.lock(name)()
 	v, err := s.find(name)
-	if err != nil || s.held[name][user] == 0 {
+	if err != nil {
+		return nil // gone, and with it its mount
+	}
+	s.mu.Lock()
+	had := s.held[name][user]
+	if had > 0 {
+		s.hold(name, user, -1)
+	}
+	s.mu.Unlock()
+	if had == 1 {
+		s.publish("unmount", v, "container", string(user))
+	}
+	// Without a holder it is unmounted also where nobody had it: a daemon
+	// of before may have mounted it.
+	if had > 1 || s.holders(name) > 0 {
 		return nil
 	}
-	if s.held[name][user]--; s.held[name][user] > 0 {
-		return nil
-	}
-	delete(s.held[name], user)
-	s.publish("unmount", v, "container", string(user))
-	if len(s.held[name]) > 0 {
-		return nil
-	}
-	d, _, err := s.driver(v.Driver)
+	d, err := s.driver(v.Driver)
 	if err != nil {
 		return err
 	}
 	return d.Unmount(v)
 }
 
-// Remove takes a volume away that no container uses.
+// Remove takes a volume away that no container uses. What was in it is
+// deleted last: killed in it, the next daemon goes on.
 func (s *Service) Remove(ctx context.Context, name string) error {
-	s.mu.Lock()
-	v, err := s.find(name)
-	s.mu.Unlock()
+	unlock := s.names.lock(name)
+	v, d, err := s.remove(ctx, name)
+	unlock()
 	if err != nil {
 		return err
 	}
-	if users := s.users(name); len(users) > 0 {
+	s.publish("destroy", v)
+	if err := d.Purge(v); err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
+	}
+	return nil
+}
+
+func (s *Service) remove(ctx context.Context, name string) (Volume, Driver, error) {
+	v, err := s.find(name)
+	if err != nil {
+		return v, nil, err
+	}
+	if users := s.usersOf(name); len(users) > 0 {
 		ids := make([]string, len(users))
 		for i, u := range users {
 			ids[i] = string(u)
 		}
-		return fault.Conflictf("remove %s: volume is in use - [%s]", name, strings.Join(ids, ", "))
+		return v, nil, fault.Conflictf("remove %s: volume is in use - [%s]", name, strings.Join(ids, ", "))
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, err := s.find(name); err != nil {
-		return err
+	if s.holders(name) > 0 {
+		return v, nil, fault.Conflictf("remove %s: volume is in use", name)
 	}
-	d, _, err := s.driver(v.Driver)
+	d, err := s.driver(v.Driver)
 	if err != nil {
-		return err
+		return v, nil, wrap("remove", name, err)
 	}
 	if err := d.Remove(v); err != nil {
-		return err
+		return v, nil, wrap("remove", name, err)
 	}
 	if err := s.o.Store.DeleteVolume(ctx, name); err != nil {
-		return err
+		return v, nil, err
 	}
+	s.mu.Lock()
 	delete(s.byName, name)
-	delete(s.held, name)
-	s.publish("destroy", v)
-	return nil
+	s.mu.Unlock()
+	return v, d, nil
+}
+
+// wrap puts docker's "operation name: " before a driver's error, and keeps its class.
+func wrap(operation, name string, err error) error {
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return &fault.Error{Class: f.Class, Msg: operation + " " + name + ": " + err.Error()}
+	}
+	return fmt.Errorf("%s %s: %w", operation, name, err)
 }
