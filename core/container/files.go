@@ -205,10 +205,13 @@ func (s *Service) Commit(ctx context.Context, id string, o CommitOptions) (strin
 	}
 	c := *e.snap.Load()
 	if o.Pause && c.State.Status == Running {
-		if err := s.o.Runtime.Pause(ctx, c.ID); err != nil {
+		switch err := s.o.Runtime.Pause(ctx, c.ID); {
+		case errors.Is(err, fault.ErrConflict): // it has just ended
+		case err != nil:
 			return "", err
+		default:
+			defer func() { s.tolerate(s.o.Runtime.Resume(context.WithoutCancel(ctx), c.ID), "container not thawed", c.ID) }()
 		}
-		defer func() { s.tolerate(s.o.Runtime.Resume(context.WithoutCancel(ctx), c.ID), "container not thawed", c.ID) }()
 	}
 	config := ImageConfig{
 		User: c.Spec.User, ExposedPorts: c.Spec.Expose, Env: c.Spec.Env, Entrypoint: c.Spec.Entrypoint, Cmd: c.Spec.Cmd,

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,7 +22,11 @@ const defaultPids = 4096
 
 func (r *Runtime) resources(c container.Container) (*specs.LinuxResources, error) {
 	res := c.Spec.Resources
-	out, err := limits(res)
+	if res.Memory > 0 && res.MemorySwap == 0 {
+		// As moby: without a word on swap, as much again.
+		res.MemorySwap = res.Memory * 2
+	}
+	out, err := r.limits(res)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +50,10 @@ func (r *Runtime) resources(c container.Container) (*specs.LinuxResources, error
 }
 
 // limits translates what a person asked for; zero fields stay out.
-func limits(res container.Resources) (*specs.LinuxResources, error) {
+func (r *Runtime) limits(res container.Resources) (*specs.LinuxResources, error) {
+	if !r.facts.swapLimit {
+		res.MemorySwap = 0 // the kernel has no file for it
+	}
 	out := &specs.LinuxResources{}
 	m := specs.LinuxMemory{Swappiness: unsigned(res.MemorySwappiness), DisableOOMKiller: res.OomKillDisable}
 	used := res.OomKillDisable != nil && *res.OomKillDisable
@@ -61,11 +69,6 @@ func limits(res container.Resources) (*specs.LinuxResources, error) {
 			v := f.value
 			*f.to, used = &v, true
 		}
-	}
-	if res.Memory > 0 && res.MemorySwap == 0 {
-		// As moby: without a word on swap, as much again.
-		v := res.Memory * 2
-		m.Swap = &v
 	}
 	if used {
 		out.Memory = &m
@@ -233,34 +236,47 @@ func (r *Runtime) devices(s *specs.Spec, c container.Container) error {
 			return err
 		}
 		s.Linux.Devices = all
-		return nil
 	}
 	for _, d := range c.Spec.Resources.Devices {
-		host, err := filepath.EvalSymlinks(d.PathOnHost)
-		if err != nil {
-			return &fault.Error{Class: fault.ErrInvalid, Msg: fmt.Sprintf("error gathering device information while adding custom device %q: no such file or directory", d.PathOnHost)}
-		}
-		inside := d.PathInContainer
-		if inside == "" {
-			inside = d.PathOnHost
-		}
-		found, err := nodes(host, inside)
-		if err != nil {
+		if err := device(s, d, c.Spec.Privileged); err != nil {
 			return err
 		}
-		if len(found) == 0 {
-			return fault.Invalidf("error gathering device information while adding custom device %q: not a device node", d.PathOnHost)
-		}
-		access := d.CgroupPermissions
-		if access == "" {
-			access = "rwm"
-		}
-		for _, n := range found {
-			major, minor := n.Major, n.Minor
+	}
+	return nil
+}
+
+// device adds one device, or a folder of them, to a specification. Privileged
+// containers may use all devices already and see those of the host's names.
+func device(s *specs.Spec, d container.Device, privileged bool) error {
+	host, err := filepath.EvalSymlinks(d.PathOnHost)
+	if err != nil {
+		return &fault.Error{Class: fault.ErrInvalid, Msg: fmt.Sprintf("error gathering device information while adding custom device %q: no such file or directory", d.PathOnHost)}
+	}
+	inside := d.PathInContainer
+	if inside == "" {
+		inside = d.PathOnHost
+	}
+	found, err := nodes(host, inside)
+	if err != nil {
+		return err
+	}
+	if len(found) == 0 {
+		return fault.Invalidf("error gathering device information while adding custom device %q: not a device node", d.PathOnHost)
+	}
+	access := d.CgroupPermissions
+	if access == "" {
+		access = "rwm"
+	}
+	for _, n := range found {
+		if !slices.ContainsFunc(s.Linux.Devices, func(o specs.LinuxDevice) bool { return o.Path == n.Path }) {
 			s.Linux.Devices = append(s.Linux.Devices, n)
-			s.Linux.Resources.Devices = append(s.Linux.Resources.Devices,
-				specs.LinuxDeviceCgroup{Allow: true, Type: n.Type, Major: &major, Minor: &minor, Access: access})
 		}
+		if privileged {
+			continue
+		}
+		major, minor := n.Major, n.Minor
+		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices,
+			specs.LinuxDeviceCgroup{Allow: true, Type: n.Type, Major: &major, Minor: &minor, Access: access})
 	}
 	return nil
 }

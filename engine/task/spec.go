@@ -143,11 +143,6 @@ func (r *Runtime) mounts(s *specs.Spec, b container.Bundle) error {
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", ro}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{ro, "nosuid", "noexec", "nodev"}},
 	}
-	if b.NetNS == "" && b.Namespace["network"] == "" && !c.Spec.Privileged {
-		// sysfs shows the network namespace of its mounter: the host's needs a
-		// bind, read-only, which the kernel grants without owning the namespace.
-		standard[3] = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}
-	}
 	ipc := c.Spec.IpcMode
 	switch {
 	case ipc == "host":

@@ -85,6 +85,7 @@ type Runtime struct {
 
 type facts struct {
 	cgroup2      bool
+	swapLimit    bool
 	sysResource  bool
 	seccomp      bool
 	oomScore     int
@@ -110,7 +111,7 @@ func New(o Options) (*Runtime, error) {
 		return nil, err
 	}
 	r := &Runtime{o: o, log: o.Logger, cgroups: map[container.ID]map[string]string{}, facts: facts{
-		cgroup2: h.CgroupMode == host.CgroupV2, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
+		cgroup2: h.CgroupMode == host.CgroupV2, swapLimit: h.SwapLimit, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
 		capabilities: caps, rlimits: hardLimits(), oomScore: ownOOMScore(),
 	}}
 	all, err := o.Keeper.List(context.Background())
@@ -234,7 +235,11 @@ func (r *Runtime) CloseStdin(ctx context.Context, id container.ID, execID string
 
 // Pause freezes a container.
 func (r *Runtime) Pause(ctx context.Context, id container.ID) error {
-	return r.o.Keeper.Pause(ctx, string(id))
+	err := r.o.Keeper.Pause(ctx, string(id))
+	if err != nil && (errors.Is(err, fault.ErrNotFound) || strings.Contains(err.Error(), "not running")) {
+		return fault.Conflictf("container %s is not running", id)
+	}
+	return err
 }
 
 // Resume thaws it.
@@ -244,7 +249,11 @@ func (r *Runtime) Resume(ctx context.Context, id container.ID) error {
 
 // Update changes the limits of a running container.
 func (r *Runtime) Update(ctx context.Context, c container.Container, res container.Resources) error {
-	out, err := limits(res)
+	if res.Memory > 0 && res.MemorySwap == 0 && c.Spec.Resources.MemorySwap == 0 {
+		// Nobody ever spoke of swap: it follows memory.
+		res.MemorySwap = res.Memory * 2
+	}
+	out, err := r.limits(res)
 	if err != nil {
 		return err
 	}
