@@ -106,7 +106,11 @@ func (f *Firewall) Add(r core.Rules) error {
 			fresh[e.set] = append(fresh[e.set], e.elements...)
 		}
 	}
-	return f.change(fresh, (*nftables.Conn).SetAddElements)
+	if err := f.change(fresh, (*nftables.Conn).SetAddElements); err != nil {
+		return err
+	}
+	f.forgetFlows(r)
+	return nil
 }
 
 // note counts an element that is wanted; it tells whether it was not before.
@@ -139,7 +143,17 @@ func (f *Firewall) Remove(r core.Rules) error {
 			gone[e.set] = append(gone[e.set], s.elements...)
 		}
 	}
-	return f.change(gone, (*nftables.Conn).SetDeleteElements)
+	if err := f.change(gone, (*nftables.Conn).SetDeleteElements); err != nil {
+		return err
+	}
+	f.forgetFlows(r)
+	return nil
+}
+
+func (f *Firewall) forgetFlows(r core.Rules) {
+	if err := forgetFlows(r.Ports); err != nil {
+		f.log.Warn("connections of UDP ports not forgotten", "error", err)
+	}
 }
 
 // change sends elements. What the kernel refuses shows that the table is not

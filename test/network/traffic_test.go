@@ -4,8 +4,8 @@ import (
 	"context"
 	"net"
 	"testing"
+	"time"
 
-	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/network"
 )
 
@@ -102,4 +102,34 @@ func TestUnpublishedPortsAreNotForNeighbours(t *testing.T) {
 	w.blocked(w.neighbour, "tcp", net.JoinHostPort(a.ip().String(), "81"))
 }
 
-var _ = container.Running
+func TestUDPClientsFindTheContainerThatFollows(t *testing.T) {
+	w := newWorld(t)
+	var client net.Conn
+	must(t, in(t, w.neighbour, func() (err error) {
+		client, err = net.Dial("udp", hostOnLAN+":5354") // one source port all the time
+		return err
+	}))
+	defer client.Close()
+	hears := func() string {
+		b := make([]byte, 100)
+		for range 30 {
+			_, _ = client.Write([]byte("?"))
+			_ = client.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			if _, err := client.Read(b); err == nil {
+				return string(b[:1])
+			}
+		}
+		return "nobody"
+	}
+	_, _ = client.Write([]byte("?")) // before anybody listens
+	for _, name := range []string{"a", "b"} {
+		c := made(name, "default", publish("", 5354, 53, "udp"))
+		s, err := w.Open(context.Background(), c)
+		must(t, err)
+		w.serve(s.NetNS, "udp", "0.0.0.0:53", name)
+		if got := hears(); got != name {
+			t.Errorf("heard %s, want %s", got, name)
+		}
+		must(t, w.Close(context.Background(), c))
+	}
+}
