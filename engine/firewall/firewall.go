@@ -110,6 +110,9 @@ func (f *Firewall) Add(r core.Rules) error {
 		return err
 	}
 	f.forgetFlows(r)
+	if len(r.Networks) > 0 {
+		f.tryCoexist()
+	}
 	return nil
 }
 
@@ -147,6 +150,9 @@ func (f *Firewall) Remove(r core.Rules) error {
 		return err
 	}
 	f.forgetFlows(r)
+	if len(r.Networks) > 0 {
+		f.tryCoexist()
+	}
 	return nil
 }
 
@@ -211,6 +217,7 @@ func (f *Firewall) Reset(r core.Rules) error {
 	if err != nil {
 		return err
 	}
+	f.tryCoexist()
 	if f.watch == nil {
 		if f.watch, err = f.startWatch(); err != nil {
 			f.log.Warn("the firewall is not watched", "error", err)
@@ -300,6 +307,9 @@ func (f *Firewall) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	defer f.hangUp()
+	if err := f.coexist(nil); err != nil {
+		f.log.Warn("rules are left in the host's own firewall", "error", err)
+	}
 	c, err := f.dial()
 	if err != nil {
 		return err

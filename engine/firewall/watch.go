@@ -49,60 +49,77 @@ func (w *watch) stop() {
 	w.done.Wait()
 }
 
-// listen writes the tables again after another program deletes from them.
+// change is what others have done.
+type change struct{ damage, rules bool }
+
+func (c change) any() bool { return c.damage || c.rules }
+
+// listen writes the tables again after another program deletes from them, and
+// follows what the host's own firewall does.
 func (f *Firewall) listen(socket *os.File) {
 	b := make([]byte, 1<<16)
-	damaged := false
+	var seen change
 	for {
-		if damaged {
-			_ = socket.SetReadDeadline(time.Now().Add(settle))
-		} else {
-			_ = socket.SetReadDeadline(time.Time{})
-		}
 		n, err := socket.Read(b)
 		switch {
 		case err == nil:
-			damaged = damaged || f.damages(b[:n])
+			before := seen.any()
+			f.read(b[:n], &seen)
+			if !before && seen.any() {
+				_ = socket.SetReadDeadline(time.Now().Add(settle))
+			}
 		case errors.Is(err, unix.ENOBUFS):
-			damaged = true // something was missed
+			seen.damage = true // something was missed
+			_ = socket.SetReadDeadline(time.Now().Add(settle))
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			damaged = false
-			f.repair()
+			_ = socket.SetReadDeadline(time.Time{})
+			f.repair(seen)
+			seen = change{}
 		default:
 			return
 		}
 	}
 }
 
-func (f *Firewall) repair() {
+func (f *Firewall) repair(c change) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.watch == nil {
 		return // closing
 	}
-	f.log.Warn("the firewall was changed by another program and is written again", "table", f.name)
-	if err := f.write(); err != nil {
-		f.log.Error("firewall not written again", "table", f.name, "error", err)
+	if c.damage {
+		f.log.Warn("the firewall was changed by another program and is written again", "table", f.name)
+		if err := f.write(); err != nil {
+			f.log.Error("firewall not written again", "table", f.name, "error", err)
+		}
 	}
+	f.tryCoexist()
 }
 
-// damages tells whether notices speak of a deletion from our tables by another.
-func (f *Firewall) damages(b []byte) bool {
+// read notes what notices say of deletions from our tables and of changes of
+// other tables' rules, both by others.
+func (f *Firewall) read(b []byte, seen *change) {
 	const header, family = 16, 4 // struct nlmsghdr, struct nfgenmsg
-	deletions := map[byte]bool{unix.NFT_MSG_DELTABLE: true, unix.NFT_MSG_DELCHAIN: true, unix.NFT_MSG_DELRULE: true, unix.NFT_MSG_DELSET: true, unix.NFT_MSG_DELSETELEM: true}
-	found := false
 	for len(b) >= header+family {
 		length := binary.NativeEndian.Uint32(b)
 		if length < header+family || int(length) > len(b) {
-			break
+			return
 		}
 		kind, port := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[12:])
-		if kind>>8 == unix.NFNL_SUBSYS_NFTABLES && deletions[byte(kind)] && tableOf(b[header+family:length]) == f.name && !f.isOwn(port) {
-			found = true
+		if kind>>8 == unix.NFNL_SUBSYS_NFTABLES && !f.isOwn(port) {
+			ours := tableOf(b[header+family:length]) == f.name
+			switch byte(kind) {
+			case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE:
+				seen.damage = seen.damage || ours
+				seen.rules = seen.rules || !ours
+			case unix.NFT_MSG_DELSET, unix.NFT_MSG_DELSETELEM:
+				seen.damage = seen.damage || ours
+			case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_NEWRULE:
+				seen.rules = seen.rules || !ours
+			}
 		}
 		b = b[min(len(b), int(length+3)&^3):]
 	}
-	return found
 }
 
 func (f *Firewall) isOwn(port uint32) bool {
