@@ -1,14 +1,12 @@
 package containerd
 
 import (
-	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -19,119 +17,200 @@ import (
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/core/image"
 	"github.com/berth-project/berth/format/dockerchange"
 	"github.com/berth-project/berth/lib/fault"
 )
 
-// Load reads an archive of `docker save` or an OCI layout, plain or compressed.
-func (l *Library) Load(ctx context.Context, r io.Reader, quiet bool, _ []string, report func(image.Progress)) error {
+// Limits of archives that come from outside.
+const (
+	maxArchiveFiles = 20_000    // content files in one archive
+	spaceCheck      = 32 << 20  // bytes between looks at the free space
+	spaceReserve    = 256 << 20 // bytes that an archive may not fill
+)
+
+// Load reads an archive of `docker save` or an OCI layout, plain or
+// compressed. Of an archive that is refused nothing stays.
+func (l *Library) Load(ctx context.Context, r io.Reader, quiet bool, wanted []string, report func(image.Progress)) error {
 	ctx, done, err := l.lease(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
+	report = serial(report)
 	plain, err := compression.DecompressStream(r)
 	if err != nil {
 		return fault.Invalidf("archive: %w", err)
 	}
 	defer plain.Close()
-	index, err := archive.ImportIndex(ctx, l.c.ContentStore(), plain, archive.WithImportCompression())
-	if err != nil {
-		return fault.Invalidf("not an image archive: %w", err)
+	limited := &limitedStore{Store: l.c.ContentStore(), left: maxArchiveFiles}
+	top, err := archive.ImportIndex(ctx, limited, &roomy{Reader: plain, dir: l.o.Engine.root})
+	switch {
+	case errors.Is(err, fault.ErrInvalid), errors.Is(err, fault.ErrExhausted), ctx.Err() != nil, errors.Is(err, unix.ENOSPC):
+		return err
+	case err != nil:
+		return fault.Invalidf("invalid archive: %w", err)
 	}
-	b, err := readBlob(ctx, l.c.ContentStore(), index)
+	b, err := readBlob(ctx, l.c.ContentStore(), top)
 	if err != nil {
 		return err
 	}
-	var idx ocispec.Index
-	if err := json.Unmarshal(b, &idx); err != nil {
-		return fault.Invalidf("not an image archive: %w", err)
+	var index ocispec.Index
+	if err := json.Unmarshal(b, &index); err != nil {
+		return fault.Invalidf("invalid archive: %w", err)
 	}
-	if len(idx.Manifests) == 0 {
-		return fault.Invalidf("the archive holds no image")
+	if len(index.Manifests) == 0 {
+		return fault.Invalidf("invalid archive: it holds no image")
 	}
-	for _, d := range idx.Manifests {
-		if err := l.loadOne(ctx, d, report); err != nil {
+	if len(index.Manifests) > maxManifests {
+		return fault.Invalidf("invalid archive: it names %d images; the limit is %d", len(index.Manifests), maxManifests)
+	}
+	for _, d := range index.Manifests {
+		if err := l.loadOne(ctx, d, quiet, wanted, report); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (l *Library) loadOne(ctx context.Context, d ocispec.Descriptor, report func(image.Progress)) error {
-	if err := l.root(ctx, d); err != nil {
-		return err
+// limitedStore takes only so many contents of one archive.
+type limitedStore struct {
+	content.Store
+	left int
+}
+
+func (s *limitedStore) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	if s.left--; s.left < 0 {
+		return nil, fault.Invalidf("invalid archive: more than %d files", maxArchiveFiles)
 	}
-	if err := l.unpack(ctx, d); err != nil {
-		return fmt.Errorf("unpack image: %w", err)
-	}
-	name := d.Annotations[images.AnnotationImageName]
-	if name == "" {
-		name = d.Annotations[ocispec.AnnotationRefName]
-	}
-	if name != "" {
-		named, err := reference.ParseNormalizedNamed(name)
-		if err != nil {
-			return fault.Invalidf("archive names an image %q: %w", name, err)
+	return s.Store.Writer(ctx, opts...)
+}
+
+// roomy reads until the disk is nearly full: an archive may be a bomb.
+type roomy struct {
+	io.Reader
+	dir  string
+	next int64
+}
+
+func (r *roomy) Read(p []byte) (int, error) {
+	if r.next <= 0 {
+		r.next = spaceCheck
+		var st unix.Statfs_t
+		if err := unix.Statfs(r.dir, &st); err == nil && uint64(st.Bsize)*st.Bavail < spaceReserve {
+			return 0, &fault.Error{Class: fault.ErrExhausted, Msg: "no space left on device for images"}
 		}
-		name = reference.TagNameOnly(named).String()
 	}
-	d.Annotations = nil
-	if err := l.name(ctx, name, d); err != nil {
+	n, err := r.Reader.Read(p)
+	r.next -= int64(n)
+	return n, err
+}
+
+func (l *Library) loadOne(ctx context.Context, d ocispec.Descriptor, quiet bool, wanted []string, report func(image.Progress)) error {
+	if err := checkDescriptor(d); err != nil {
 		return err
 	}
-	l.mu.RLock()
-	t := l.targets[d.Digest]
-	l.mu.RUnlock()
-	if t == nil {
-		return fault.Invalidf("the archive's image is not readable")
+	name, err := archiveName(d)
+	if err != nil {
+		return err
 	}
-	text := "Loaded image ID: " + t.id
+	d.Annotations, d.Platform = nil, nil
+	found, err := l.resolve(ctx, d)
+	if err != nil {
+		return fault.Invalidf("invalid archive: %w", err)
+	}
+	selected := []*target{found}
+	if len(wanted) > 0 {
+		selected = nil
+		for _, platform := range wanted {
+			t, err := found.pick(familiarOrID(name, d.Digest.String()), platform)
+			if err != nil {
+				return err
+			}
+			selected = append(selected, t)
+		}
+		if len(selected) == 1 {
+			d = selected[0].manifest
+			d.Annotations, d.Platform = nil, nil
+		}
+	}
+	if err := l.link(ctx, d); err != nil {
+		return err
+	}
+	for _, t := range selected {
+		meters := map[string]*meter{}
+		for i, layer := range t.layers {
+			meters[layer.Digest.String()] = &meter{report: report, id: short(t.spec.RootFS.DiffIDs[i]), total: layer.Size}
+		}
+		progress := unpackReport{}
+		if !quiet {
+			progress.extracting = func(d ocispec.Descriptor, n int64) {
+				if m := meters[d.Digest.String()]; m != nil {
+					m.at("Loading layer", n)
+				}
+			}
+		}
+		if err := l.unpackManifest(ctx, t.manifest, nil, progress); err != nil {
+			return fmt.Errorf("unpack image: %w", err)
+		}
+	}
+	if err := l.name(ctx, name, d, nil); err != nil {
+		return err
+	}
+	id := selected[0].id
+	text := "Loaded image ID: " + id
 	if name != "" {
 		text = "Loaded image: " + familiar(name)
 	}
 	report(image.Progress{Stream: text + "\n"})
-	l.publish("load", t.id, map[string]string{"name": familiarOrID(name, t.id)})
+	l.publish("load", id, selected[0], familiarOrID(name, id))
 	return nil
 }
 
+// archiveName gives the whole reference that an archive's annotation means.
+func archiveName(d ocispec.Descriptor) (string, error) {
+	text := d.Annotations[images.AnnotationImageName]
+	if text == "" {
+		// A bare tag names nothing; other tools write whole references here.
+		ref := d.Annotations[ocispec.AnnotationRefName]
+		if named, err := reference.ParseNormalizedNamed(ref); err == nil && !reference.IsNameOnly(named) {
+			text = ref
+		}
+	}
+	if text == "" {
+		return "", nil
+	}
+	named, err := reference.ParseNormalizedNamed(text)
+	if err != nil {
+		return "", fault.Invalidf("invalid archive: it names an image %q: %w", text, err)
+	}
+	return reference.TagNameOnly(named).String(), nil
+}
+
 func familiarOrID(name, id string) string {
-	if name == "" {
-		return id
+	if ref := referenceOf(name); name != "" && ref != "" {
+		return ref
 	}
-	return familiar(name)
+	return id
 }
 
-// root labels content so that what a manifest names lives as long as it does.
-func (l *Library) root(ctx context.Context, d ocispec.Descriptor) error {
+// link labels content so that what it names lives as long as it does.
+func (l *Library) link(ctx context.Context, d ocispec.Descriptor) error {
 	cs := l.c.ContentStore()
-	return images.Walk(ctx, images.SetChildrenMappedLabels(cs, images.ChildrenHandler(cs), images.ChildGCLabels), d)
-}
-
-// Save writes images as an archive that Docker, skopeo and podman read.
-func (l *Library) Save(ctx context.Context, refs []string, _ []string, w io.Writer) error {
-	if len(refs) == 0 {
-		return fault.Invalidf("no image is named")
-	}
-	opts := []archive.ExportOpt{archive.WithPlatform(platforms.All), archive.WithSkipMissing(l.c.ContentStore())}
-	for _, ref := range refs {
-		name, t, err := l.find(ref)
-		if err != nil {
-			return err
+	children := images.HandlerFunc(func(ctx context.Context, d ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		list, err := images.Children(ctx, cs, d)
+		if err != nil && !images.IsIndexType(d.MediaType) {
+			return nil, err
 		}
-		var names []string
-		if name != "" && !strings.HasPrefix(name, danglingPrefix) {
-			names = []string{name}
-		}
-		// The manifest itself, not its index: old readers know no more.
-		opts = append(opts, archive.WithManifest(t.manifest, names...))
-		l.publish("save", t.id, map[string]string{"name": familiarOrID(name, t.id)})
-	}
-	return archive.Export(in(ctx), l.c.ContentStore(), w, opts...)
+		return slices.DeleteFunc(list, func(c ocispec.Descriptor) bool {
+			_, err := cs.Info(ctx, c.Digest)
+			return err != nil
+		}), nil
+	})
+	return images.Walk(ctx, images.SetChildrenMappedLabels(cs, children, images.ChildGCLabels), d)
 }
 
 // Import makes an image of one layer from a plain archive of files.
@@ -160,7 +239,7 @@ func (l *Library) Import(ctx context.Context, r io.Reader, o image.ImportOptions
 		return "", err
 	}
 	defer done()
-	layer, diffID, err := l.writeLayer(ctx, r)
+	layer, err := l.writeLayer(ctx, r)
 	if err != nil {
 		return "", err
 	}
@@ -171,101 +250,12 @@ func (l *Library) Import(ctx context.Context, r io.Reader, o image.ImportOptions
 	}
 	spec := dockerspec.DockerOCIImage{Config: config}
 	spec.Created, spec.Platform = &now, ocispec.Platform{OS: platform.OS, Architecture: platform.Architecture, Variant: platform.Variant}
-	spec.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}}
+	spec.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{layer.Digest}}
 	spec.History = []ocispec.History{{Created: &now, Comment: comment}}
 	t, err := l.write(ctx, name, spec, dockerExtra{Comment: comment}, []ocispec.Descriptor{layer})
 	if err != nil {
 		return "", err
 	}
-	l.publish("import", t.id, map[string]string{"name": familiarOrID(name, t.id)})
+	l.publish("import", t.id, t, familiarOrID(name, t.id))
 	return t.id, nil
-}
-
-// writeLayer stores an archive of files, whatever its compression, as a gzip layer.
-func (l *Library) writeLayer(ctx context.Context, r io.Reader) (d ocispec.Descriptor, diffID digest.Digest, err error) {
-	plain, err := compression.DecompressStream(r)
-	if err != nil {
-		return d, "", fault.Invalidf("archive: %w", err)
-	}
-	defer plain.Close()
-	cs := l.c.ContentStore()
-	w, err := content.OpenWriter(ctx, cs, content.WithRef(fmt.Sprintf("import-%d", time.Now().UnixNano())))
-	if err != nil {
-		return d, "", err
-	}
-	defer w.Close()
-	whole := digest.Canonical.Digester()
-	zip, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
-	if err != nil {
-		return d, "", err
-	}
-	if _, err = io.Copy(io.MultiWriter(zip, whole.Hash()), plain); err != nil {
-		return d, "", fmt.Errorf("read archive: %w", err)
-	}
-	if err = zip.Close(); err != nil {
-		return d, "", err
-	}
-	status, err := w.Status()
-	if err != nil {
-		return d, "", err
-	}
-	diffID = whole.Digest()
-	err = w.Commit(ctx, status.Offset, "", content.WithLabels(map[string]string{"containerd.io/uncompressed": diffID.String()}))
-	d = ocispec.Descriptor{MediaType: images.MediaTypeDockerSchema2LayerGzip, Digest: w.Digest(), Size: status.Offset}
-	return d, diffID, ignoreExists(err)
-}
-
-func ignoreExists(err error) error {
-	if errors.Is(err, fault.ErrExists) {
-		return nil
-	}
-	return err
-}
-
-// write stores a new image of this host's platform, unpacks and names it.
-func (l *Library) write(ctx context.Context, name string, spec dockerspec.DockerOCIImage, extra dockerExtra, layers []ocispec.Descriptor) (*target, error) {
-	whole := struct {
-		dockerspec.DockerOCIImage
-		dockerExtra
-		DockerVersion string `json:"docker_version,omitempty"`
-	}{DockerOCIImage: spec, dockerExtra: extra}
-	config, err := l.writeJSON(ctx, images.MediaTypeDockerSchema2Config, whole, nil)
-	if err != nil {
-		return nil, err
-	}
-	manifest := struct {
-		specs.Versioned
-		MediaType string               `json:"mediaType"`
-		Config    ocispec.Descriptor   `json:"config"`
-		Layers    []ocispec.Descriptor `json:"layers"`
-	}{specs.Versioned{SchemaVersion: 2}, images.MediaTypeDockerSchema2Manifest, config, layers}
-	labels := map[string]string{"containerd.io/gc.ref.content.config": config.Digest.String()}
-	for i, d := range layers {
-		labels[fmt.Sprintf("containerd.io/gc.ref.content.l.%d", i)] = d.Digest.String()
-	}
-	desc, err := l.writeJSON(ctx, images.MediaTypeDockerSchema2Manifest, manifest, labels)
-	if err != nil {
-		return nil, err
-	}
-	if err := l.unpack(ctx, desc); err != nil {
-		return nil, err
-	}
-	if err := l.name(ctx, name, desc); err != nil {
-		return nil, err
-	}
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if t := l.targets[desc.Digest]; t != nil {
-		return t, nil
-	}
-	return nil, fault.Internalf("the new image is not readable")
-}
-
-func (l *Library) writeJSON(ctx context.Context, mediaType string, v any, labels map[string]string) (ocispec.Descriptor, error) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	return d, content.WriteBlob(ctx, l.c.ContentStore(), d.Digest.String(), bytes.NewReader(b), d, content.WithLabels(labels))
 }

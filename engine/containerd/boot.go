@@ -76,6 +76,8 @@ type Engine struct {
 	log    *slog.Logger
 
 	applier diff.Applier // unpacks layers
+	state   string       // folder of this boot
+	root    string       // folder of what lasts
 }
 
 // capture is filled by the one plugin of ours, which runs last and sees all
@@ -128,7 +130,7 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 		s.Stop()
 		return nil, fmt.Errorf("serve containerd: %w", err)
 	}
-	return &Engine{server: s, client: c, log: o.Logger, applier: applier.(diff.Applier)}, nil
+	return &Engine{server: s, client: c, log: o.Logger, applier: applier.(diff.Applier), state: o.State, root: o.Root}, nil
 }
 
 func register() {

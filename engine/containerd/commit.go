@@ -2,16 +2,18 @@ package containerd
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berth-project/berth/core/container"
@@ -47,7 +49,7 @@ func (l *Library) Commit(ctx context.Context, o image.CommitInput) (string, erro
 		spec.History, spec.RootFS.DiffIDs = slices.Clone(t.spec.History), slices.Clone(t.spec.RootFS.DiffIDs)
 		layers = slices.Clone(t.layers)
 	} else {
-		spec.OS, spec.Architecture = "linux", hostArch
+		spec.OS, spec.Architecture = "linux", runtime.GOARCH
 		spec.RootFS.Type = "layers"
 	}
 	spec.Config = dockerConfig(o.Config)
@@ -59,29 +61,21 @@ func (l *Library) Commit(ctx context.Context, o image.CommitInput) (string, erro
 		return "", err
 	}
 	defer done()
-	layer, err := rootfs.CreateDiff(ctx, string(o.ContainerID), l.c.SnapshotService(l.sn), l.c.DiffService(), diff.WithMediaType(ocispec.MediaTypeImageLayerGzip))
+	layer, err := rootfs.CreateDiff(ctx, string(o.ContainerID), l.c.SnapshotService(l.sn), l.c.DiffService(), diff.WithMediaType(ocispec.MediaTypeImageLayer))
 	if err != nil {
 		return "", err
 	}
-	info, err := l.c.ContentStore().Info(ctx, layer.Digest)
-	if err != nil {
-		return "", err
-	}
-	diffID, err := digest.Parse(info.Labels["containerd.io/uncompressed"])
-	if err != nil {
-		return "", err
-	}
-	layer.MediaType = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+	layer.MediaType = images.MediaTypeDockerSchema2Layer
 	now := time.Now().UTC()
 	spec.Created, spec.Author = &now, o.Author
-	spec.RootFS.DiffIDs = append(spec.RootFS.DiffIDs, diffID)
+	spec.RootFS.DiffIDs = append(spec.RootFS.DiffIDs, layer.Digest)
 	spec.History = append(spec.History, ocispec.History{Created: &now, Author: o.Author, Comment: o.Comment, CreatedBy: strings.Join(append(slices.Clone(o.Config.Entrypoint), o.Config.Cmd...), " ")})
 	t, err := l.write(ctx, name, spec, dockerExtra{Parent: o.ParentID, Comment: o.Comment}, append(layers, layer))
 	if err != nil {
 		return "", err
 	}
 	if name != "" {
-		l.publish("tag", t.id, map[string]string{"name": familiar(name)})
+		l.publish("tag", t.id, t, familiar(name))
 	}
 	return t.id, nil
 }
@@ -94,7 +88,7 @@ func dockerConfig(c container.ImageConfig) dockerspec.DockerOCIImageConfig {
 		if out.ExposedPorts == nil {
 			out.ExposedPorts = map[string]struct{}{}
 		}
-		out.ExposedPorts[portText(p)] = struct{}{}
+		out.ExposedPorts[fmt.Sprintf("%d/%s", p.Number, p.Proto)] = struct{}{}
 	}
 	for _, v := range c.Volumes {
 		if out.Volumes == nil {

@@ -2,15 +2,15 @@ package containerd
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
+	client "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
@@ -18,11 +18,8 @@ import (
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
-
-	client "github.com/containerd/containerd/v2/client"
 
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/event"
@@ -48,25 +45,30 @@ type LibraryOptions struct {
 
 // Library is the image library: it implements the Docker door's Images and
 // core's container.Images. It answers from memory; containerd's store is the
-// truth, read again after each change.
+// truth, and whatever changes there, by whose hand ever, is read again.
 type Library struct {
 	o  LibraryOptions
 	c  *client.Client
 	sn string
 
-	// Users tells which containers are made of an image; set once by whoever joins the parts.
+	// users tells which containers are made of an image; set once by whoever joins the parts.
 	users func(imageID string) []User
 
-	mu      sync.RWMutex
-	names   map[string]images.Image   // by name in containerd's store
-	targets map[digest.Digest]*target // by what a name points at
-	ids     map[string][]string       // image id → names
+	mu       sync.RWMutex
+	names    map[string]*entry         // by name in containerd's store
+	targets  map[digest.Digest]*target // by what a name points at
+	ids      map[string][]string       // image id → names, sorted
+	variants map[string]*target        // image id → image of a further platform of some index
 
 	changing sync.Mutex // one change of names at a time
 
 	reg       *registries
 	downloads *semaphore.Weighted
 	working   locks // what is being fetched or unpacked
+
+	stop    context.CancelFunc
+	watcher chan struct{} // closed when watch has ended
+	views   views
 }
 
 // User is a container that was made of an image.
@@ -77,27 +79,36 @@ type User struct {
 	Running bool
 }
 
-// target is what a name points at, resolved for this host's platform.
-type target struct {
-	id       string // image id: the digest of the configuration
-	desc     ocispec.Descriptor
-	manifest ocispec.Descriptor
-	config   ocispec.Descriptor
-	spec     dockerspec.DockerOCIImage
-	raw      []byte // configuration's "config" object
-	extra    dockerExtra
-	chain    digest.Digest
-	layers   []ocispec.Descriptor
-	size     int64 // bytes of all unpacked layers
+// entry is one name, with all that lists show of it.
+type entry struct {
+	images.Image
+	repo   string // "docker.io/library/redis"; "" where the name is no reference
+	tag    string // "redis:7"; "" for a digest or a dangling name
+	digest string // "redis@sha256:…"; "" for a dangling name
 }
 
-// dockerExtra are the fields of a configuration that only Docker writes.
-type dockerExtra struct {
-	Parent  string `json:"parent"`
-	Comment string `json:"comment"`
+func newEntry(i images.Image) *entry {
+	e := &entry{Image: i}
+	if strings.HasPrefix(i.Name, danglingPrefix) {
+		return e
+	}
+	named, err := reference.ParseNormalizedNamed(i.Name)
+	if err != nil {
+		e.tag = i.Name
+		return e
+	}
+	from := i.Target.Digest.String()
+	if d := i.Labels[digestLabel]; d != "" {
+		from = d
+	}
+	e.repo, e.digest = named.Name(), reference.FamiliarName(named)+"@"+from
+	if _, digested := named.(reference.Digested); !digested {
+		e.tag = reference.FamiliarString(named)
+	}
+	return e
 }
 
-// NewLibrary reads all images that are there.
+// NewLibrary reads all images that are there. Close it.
 func NewLibrary(ctx context.Context, o LibraryOptions) (*Library, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -113,146 +124,139 @@ func NewLibrary(ctx context.Context, o LibraryOptions) (*Library, error) {
 		return nil, err
 	}
 	l := &Library{
-		o: o, c: o.Engine.client, sn: o.Snapshotter, targets: map[digest.Digest]*target{}, users: func(string) []User { return nil },
-		reg: reg, downloads: semaphore.NewWeighted(int64(o.Registry.Downloads)),
+		o: o, c: o.Engine.client, sn: o.Snapshotter, users: func(string) []User { return nil },
+		names: map[string]*entry{}, targets: map[digest.Digest]*target{}, ids: map[string][]string{}, variants: map[string]*target{},
+		reg: reg, downloads: semaphore.NewWeighted(int64(o.Registry.Downloads)), watcher: make(chan struct{}),
 	}
-	return l, l.refresh(ctx)
+	list, err := l.c.ImageService().List(in(ctx))
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range list {
+		l.keep(in(ctx), i)
+	}
+	watching, stop := context.WithCancel(in(context.WithoutCancel(ctx)))
+	l.stop = stop
+	go l.watch(watching)
+	return l, nil
+}
+
+// Close ends what the library does by itself.
+func (l *Library) Close() {
+	l.stop()
+	<-l.watcher
+}
+
+// watch reads again what others change on containerd's socket.
+func (l *Library) watch(ctx context.Context) {
+	defer close(l.watcher)
+	events, failed := l.c.EventService().Subscribe(ctx, `topic~="^/images/"`)
+	for {
+		select {
+		case e := <-events:
+			named, ok := eventName(e)
+			if !ok || e.Namespace != Namespace {
+				continue
+			}
+			l.changing.Lock()
+			err := l.reload(ctx, named)
+			l.changing.Unlock()
+			if err != nil {
+				l.o.Logger.Warn("image not read again", "image", named, "error", err)
+			}
+		case err := <-failed:
+			if err != nil && ctx.Err() == nil {
+				l.o.Logger.Warn("images changed by others are not seen", "error", err)
+			}
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // SetUsers tells the library who asks which containers use an image.
 func (l *Library) SetUsers(users func(imageID string) []User) { l.users = users }
 
-// refresh reads the names again; what they point at never changes and is kept.
-func (l *Library) refresh(ctx context.Context) error {
-	ctx = in(ctx)
-	list, err := l.c.ImageService().List(ctx)
-	if err != nil {
-		return err
-	}
-	l.mu.RLock()
-	old := l.targets
-	l.mu.RUnlock()
-	names, targets, ids := map[string]images.Image{}, map[digest.Digest]*target{}, map[string][]string{}
-	for _, i := range list {
-		t := old[i.Target.Digest]
-		if t == nil {
-			if t, err = l.resolve(ctx, i.Target); err != nil {
-				l.o.Logger.Warn("image not readable", "image", i.Name, "error", err)
-				continue
-			}
+// reload reads names again. l.changing is held.
+func (l *Library) reload(ctx context.Context, names ...string) error {
+	for _, name := range names {
+		i, err := l.c.ImageService().Get(ctx, name)
+		switch {
+		case errdefs.IsNotFound(err):
+			l.mu.Lock()
+			l.drop(name)
+			l.mu.Unlock()
+		case err != nil:
+			return err
+		default:
+			l.keep(ctx, i)
 		}
-		names[i.Name], targets[i.Target.Digest] = i, t
-		ids[t.id] = append(ids[t.id], i.Name)
 	}
-	l.mu.Lock()
-	l.names, l.targets, l.ids = names, targets, ids
-	l.mu.Unlock()
 	return nil
 }
 
-// resolve reads what a name points at, for this host's platform or else the
-// first that is whole.
-func (l *Library) resolve(ctx context.Context, desc ocispec.Descriptor) (*target, error) {
-	cs := l.c.ContentStore()
-	manifest, m, err := findManifest(ctx, cs, desc)
-	if err != nil {
-		return nil, err
-	}
-	b, err := readBlob(ctx, cs, m.Config)
-	if err != nil {
-		return nil, err
-	}
-	t := &target{id: m.Config.Digest.String(), desc: desc, manifest: manifest, config: m.Config, layers: m.Layers}
-	if err := json.Unmarshal(b, &t.spec); err != nil {
-		return nil, fmt.Errorf("configuration %s: %w", m.Config.Digest, err)
-	}
-	if err := json.Unmarshal(b, &t.extra); err != nil {
-		return nil, err
-	}
-	var whole struct {
-		Config json.RawMessage `json:"config"`
-	}
-	if err := json.Unmarshal(b, &whole); err != nil {
-		return nil, err
-	}
-	t.raw = whole.Config
-	t.chain = identity.ChainID(t.spec.RootFS.DiffIDs)
-	for i := range t.spec.RootFS.DiffIDs {
-		u, err := l.c.SnapshotService(l.sn).Usage(ctx, identity.ChainID(t.spec.RootFS.DiffIDs[:i+1]).String())
-		if err != nil && !errdefs.IsNotFound(err) {
-			return nil, err
+// keep puts one name into the index. What a name points at never changes, so
+// it is read once.
+func (l *Library) keep(ctx context.Context, i images.Image) {
+	l.mu.RLock()
+	t := l.targets[i.Target.Digest]
+	l.mu.RUnlock()
+	if t == nil {
+		var err error
+		if t, err = l.resolve(ctx, i.Target); err != nil {
+			l.o.Logger.Warn("image not readable", "image", i.Name, "error", err)
+			return
 		}
-		t.size += u.Size
 	}
-	return t, nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drop(i.Name)
+	l.names[i.Name], l.targets[i.Target.Digest] = newEntry(i), t
+	list := l.ids[t.id]
+	at, _ := slices.BinarySearch(list, i.Name)
+	l.ids[t.id] = slices.Insert(slices.Clone(list), at, i.Name)
+	for _, v := range t.others {
+		l.variants[v.id] = v
+	}
 }
 
-// findManifest goes from an index to the manifest for this host.
-func findManifest(ctx context.Context, cs content.Store, desc ocispec.Descriptor) (ocispec.Descriptor, ocispec.Manifest, error) {
-	var m ocispec.Manifest
-	if images.IsManifestType(desc.MediaType) {
-		b, err := readBlob(ctx, cs, desc)
-		if err != nil {
-			return desc, m, err
-		}
-		err = json.Unmarshal(b, &m)
-		return desc, m, err
+// drop takes one name out of the index. l.mu is held.
+func (l *Library) drop(name string) {
+	e := l.names[name]
+	if e == nil {
+		return
 	}
-	if !images.IsIndexType(desc.MediaType) {
-		return desc, m, fault.Invalidf("media type %q is no image", desc.MediaType)
+	delete(l.names, name)
+	t := l.targets[e.Target.Digest]
+	rest := slices.DeleteFunc(slices.Clone(l.ids[t.id]), func(n string) bool { return n == name })
+	if len(rest) == 0 {
+		delete(l.ids, t.id)
+	} else {
+		l.ids[t.id] = rest
 	}
-	b, err := readBlob(ctx, cs, desc)
-	if err != nil {
-		return desc, m, err
-	}
-	var index ocispec.Index
-	if err := json.Unmarshal(b, &index); err != nil {
-		return desc, m, err
-	}
-	host := platforms.Default()
-	slices.SortStableFunc(index.Manifests, func(a, b ocispec.Descriptor) int {
-		switch {
-		case a.Platform != nil && b.Platform != nil && host.Match(*a.Platform) != host.Match(*b.Platform):
-			if host.Match(*a.Platform) {
-				return -1
-			}
-			return 1
-		case a.Platform != nil && b.Platform != nil && host.Less(*a.Platform, *b.Platform):
-			return -1
-		}
-		return 0
-	})
-	err = fault.NotFoundf("the index holds no image")
-	for _, d := range index.Manifests {
-		if d.Annotations["vnd.docker.reference.type"] == "attestation-manifest" {
-			continue
-		}
-		var found ocispec.Descriptor
-		if found, m, err = findManifest(ctx, cs, d); err == nil {
-			return found, m, nil
+	if !slices.ContainsFunc(rest, func(n string) bool { return l.names[n].Target.Digest == e.Target.Digest }) {
+		delete(l.targets, e.Target.Digest)
+		for _, v := range t.others {
+			delete(l.variants, v.id)
 		}
 	}
-	return desc, m, err
-}
-
-func readBlob(ctx context.Context, cs content.Provider, d ocispec.Descriptor) ([]byte, error) {
-	if d.Size > maxConfig {
-		return nil, fault.Invalidf("%s of %d bytes exceeds the limit of %d", d.MediaType, d.Size, maxConfig)
-	}
-	return content.ReadBlob(ctx, cs, d)
 }
 
 // find looks an image up: by reference, by id, or by the beginning of an id.
+// name is the one that the reference meant, "" for an id.
 func (l *Library) find(ref string) (name string, t *target, err error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	missing := &fault.Error{Class: fault.ErrNotFound, Noun: "image", ID: ref, Msg: "No such image: " + familiar(ref)}
 	byID := func(id string) (string, *target, error) {
-		n := l.ids[id]
-		if len(n) == 0 {
-			return "", nil, missing
+		if n := l.ids[id]; len(n) > 0 {
+			return "", l.targets[l.names[n[0]].Target.Digest], nil
 		}
-		return "", l.targets[l.names[n[0]].Target.Digest], nil
+		if v := l.variants[id]; v != nil {
+			return "", v, nil
+		}
+		return "", nil, missing
 	}
 	if strings.HasPrefix(ref, "sha256:") && len(ref) == 71 {
 		return byID(ref)
@@ -286,26 +290,31 @@ func (l *Library) find(ref string) (name string, t *target, err error) {
 	return byID(found)
 }
 
+// named finds what a reference means. l.mu is held.
 func (l *Library) named(named reference.Named) (string, *target) {
-	if d, ok := named.(reference.Digested); ok {
-		for name, i := range l.names {
-			n, err := reference.ParseNormalizedNamed(name)
-			if err != nil || n.Name() != named.Name() {
-				continue
-			}
-			t := l.targets[i.Target.Digest]
-			if i.Target.Digest == d.Digest() || t.manifest.Digest == d.Digest() {
-				return name, t
-			}
+	d, digested := named.(reference.Digested)
+	if !digested {
+		name := reference.TagNameOnly(named).String()
+		e, ok := l.names[name]
+		if !ok {
+			return "", nil
 		}
-		return "", nil
+		return name, l.targets[e.Target.Digest]
 	}
-	name := reference.TagNameOnly(named).String()
-	i, ok := l.names[name]
-	if !ok {
-		return "", nil
+	if e := l.names[reference.TrimNamed(named).Name()+"@"+d.Digest().String()]; e != nil {
+		return e.Name, l.targets[e.Target.Digest]
 	}
-	return name, l.targets[i.Target.Digest]
+	for _, name := range slices.Sorted(maps.Keys(l.names)) {
+		e := l.names[name]
+		if e.repo != named.Name() {
+			continue
+		}
+		t := l.targets[e.Target.Digest]
+		if e.Target.Digest == d.Digest() || t.manifest.Digest == d.Digest() || e.Labels[digestLabel] == d.Digest().String() {
+			return name, t
+		}
+	}
+	return "", nil
 }
 
 func isHex(s string) bool { return s != "" && strings.Trim(s, "0123456789abcdef") == "" }
@@ -319,23 +328,37 @@ func familiar(ref string) string {
 	return reference.FamiliarString(reference.TagNameOnly(named))
 }
 
-// Resolve finds what a container is made from. It reads no disk.
-func (l *Library) Resolve(_ context.Context, ref, platform string) (container.ImageInfo, error) {
+// Resolve finds what a container is made from. It reads no disk where the
+// image is unpacked.
+func (l *Library) Resolve(ctx context.Context, ref, platform string) (container.ImageInfo, error) {
 	_, t, err := l.find(ref)
 	if err != nil {
 		return container.ImageInfo{}, err
 	}
-	have := platforms.Normalize(ocispec.Platform{OS: t.spec.OS, Architecture: t.spec.Architecture, Variant: t.spec.Variant})
-	if platform != "" {
-		want, err := platforms.Parse(platform)
-		if err != nil {
-			return container.ImageInfo{}, fault.Invalidf("%w", err)
-		}
-		if !platforms.NewMatcher(want).Match(have) {
-			return container.ImageInfo{}, fault.NotFoundf("image with reference %s was found but does not provide the specified platform (%s)", ref, platforms.FormatAll(want))
-		}
+	if t, err = t.pick(ref, platform); err != nil {
+		return container.ImageInfo{}, err
 	}
-	return container.ImageInfo{ID: t.id, Reference: ref, Platform: platforms.Format(have), Config: imageConfig(t.spec.Config)}, nil
+	if err := l.ready(ctx, t); err != nil {
+		return container.ImageInfo{}, err
+	}
+	return container.ImageInfo{ID: t.id, Reference: ref, Platform: platforms.Format(t.platform()), Config: imageConfig(t.spec.Config)}, nil
+}
+
+// ready unpacks an image whose content came without: by another's hand, or as
+// a further platform of an index.
+func (l *Library) ready(ctx context.Context, t *target) error {
+	if t.unpacked.Load() {
+		return nil
+	}
+	ctx, done, err := l.lease(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if err := l.unpackManifest(ctx, t.manifest, nil, unpackReport{}); err != nil {
+		return fmt.Errorf("unpack image: %w", err)
+	}
+	return l.measure(ctx, t)
 }
 
 // lease keeps new content from the garbage collector until done is called.
@@ -354,90 +377,84 @@ func (l *Library) lease(ctx context.Context) (_ context.Context, done func(), er
 
 // name points a name at content whose layers are unpacked and on disk. What
 // the name pointed at before stays as a dangling image.
-func (l *Library) name(ctx context.Context, name string, desc ocispec.Descriptor) error {
-	return l.nameWith(ctx, name, desc, nil)
-}
-
-func (l *Library) nameWith(ctx context.Context, name string, desc ocispec.Descriptor, labels map[string]string) error {
+func (l *Library) name(ctx context.Context, name string, desc ocispec.Descriptor, labels map[string]string) error {
 	l.changing.Lock()
 	defer l.changing.Unlock()
 	ctx = in(ctx)
 	store := l.c.ImageService()
 	if name == "" {
+		l.mu.RLock()
+		_, named := l.targets[desc.Digest]
+		l.mu.RUnlock()
+		if named {
+			return nil // it has a name, or is dangling already
+		}
 		name = danglingPrefix + desc.Digest.String()
 	}
 	l.mu.RLock()
-	old, had := l.names[name]
+	old := l.names[name]
 	l.mu.RUnlock()
-	if had && old.Target.Digest == desc.Digest {
-		return nil
-	}
 	now := time.Now()
-	if had {
-		if _, err := store.Create(ctx, images.Image{Name: danglingPrefix + old.Target.Digest.String(), Target: old.Target, CreatedAt: now, UpdatedAt: now}); err != nil && !errdefs.IsAlreadyExists(err) {
+	changed := []string{name}
+	switch {
+	case old == nil:
+		if _, err := store.Create(ctx, images.Image{Name: name, Target: desc, Labels: labels, CreatedAt: now, UpdatedAt: now}); err != nil && !errdefs.IsAlreadyExists(err) {
 			return err
+		}
+	case old.Target.Digest == desc.Digest && maps.Equal(old.Labels, labels):
+		return nil
+	default:
+		if old.Target.Digest != desc.Digest {
+			orphan, err := l.orphan(ctx, old)
+			if err != nil {
+				return err
+			}
+			changed = append(changed, orphan)
 		}
 		if _, err := store.Update(ctx, images.Image{Name: name, Target: desc, UpdatedAt: now, Labels: labels}, "target", "labels"); err != nil {
 			return err
 		}
-	} else if _, err := store.Create(ctx, images.Image{Name: name, Target: desc, CreatedAt: now, UpdatedAt: now, Labels: labels}); err != nil && !errdefs.IsAlreadyExists(err) {
-		return err
 	}
 	if !strings.HasPrefix(name, danglingPrefix) {
 		// A name makes a dangling image of the same content a named one.
-		if err := store.Delete(ctx, danglingPrefix+desc.Digest.String()); err != nil && !errdefs.IsNotFound(err) {
+		dangling := danglingPrefix + desc.Digest.String()
+		if err := store.Delete(ctx, dangling); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
+		changed = append(changed, dangling)
 	}
-	if err := l.refresh(ctx); err != nil {
-		return err
-	}
-	if had {
-		return l.dropDuplicateDangling(ctx, old.Target.Digest)
-	}
-	return nil
+	return l.reload(ctx, changed...)
 }
 
-// dropDuplicateDangling removes the dangling name of content that has another name.
-func (l *Library) dropDuplicateDangling(ctx context.Context, d digest.Digest) error {
+// orphan keeps what a name points at where that is its only name.
+func (l *Library) orphan(ctx context.Context, e *entry) (string, error) {
+	dangling := danglingPrefix + e.Target.Digest.String()
 	l.mu.RLock()
-	n := 0
-	for _, i := range l.names {
-		if i.Target.Digest == d {
-			n++
-		}
-	}
+	t := l.targets[e.Target.Digest]
+	last := len(l.ids[t.id]) < 2
 	l.mu.RUnlock()
-	if n < 2 {
-		return nil
+	if !last {
+		return dangling, nil
 	}
-	if err := l.c.ImageService().Delete(ctx, danglingPrefix+d.String()); err != nil && !errdefs.IsNotFound(err) {
-		return err
+	now := time.Now()
+	_, err := l.c.ImageService().Create(ctx, images.Image{Name: dangling, Target: e.Target, CreatedAt: now, UpdatedAt: now})
+	if errdefs.IsAlreadyExists(err) {
+		err = nil
 	}
-	return l.refresh(ctx)
+	return dangling, err
 }
 
-// unpack makes the snapshots of an image for this host, on disk when it returns.
-func (l *Library) unpack(ctx context.Context, desc ocispec.Descriptor) error {
-	manifest, m, err := findManifest(ctx, l.c.ContentStore(), desc)
-	if err != nil {
-		return err
+// publish tells of an image: labels of the image and what else is given.
+func (l *Library) publish(action, id string, t *target, name string) {
+	if l.o.Events == nil {
+		return
 	}
-	if len(m.Layers) == 0 {
-		return nil
+	attributes := map[string]string{}
+	if t != nil {
+		maps.Copy(attributes, t.spec.Config.Labels)
 	}
-	for _, d := range m.Layers {
-		if len(d.URLs) > 0 {
-			return fault.Unsupportedf("layer %s is a foreign layer: its content must be fetched from elsewhere, which is not supported", d.Digest)
-		}
-	}
-	return l.unpackManifest(ctx, manifest, nil, unpackReport{})
-}
-
-func (l *Library) publish(action, id string, attributes map[string]string) {
-	if l.o.Events != nil {
-		l.o.Events.Publish(event.Event{Type: "image", Action: action, ID: id, Attributes: attributes, Time: time.Now()})
-	}
+	attributes["name"] = name
+	l.o.Events.Publish(event.Event{Type: "image", Action: action, ID: id, Attributes: attributes, Time: time.Now()})
 }
 
 func imageConfig(c dockerspec.DockerOCIImageConfig) container.ImageConfig {
@@ -466,6 +483,3 @@ func imageConfig(c dockerspec.DockerOCIImageConfig) container.ImageConfig {
 	}
 	return out
 }
-
-// Close ends what the library does by itself.
-func (l *Library) Close() {}

@@ -167,18 +167,21 @@ func (p *pull) run(ctx context.Context, platform string) error {
 	}
 	target.Annotations, target.Platform = nil, nil
 	p.l.mu.RLock()
-	old, had := p.l.names[p.named.String()]
+	old := p.l.names[p.named.String()]
 	p.l.mu.RUnlock()
-	if err := p.l.nameWith(ctx, p.named.String(), target, labels); err != nil {
+	if err := p.l.name(ctx, p.named.String(), target, labels); err != nil {
 		return err
 	}
 	status := "Status: Downloaded newer image for " + at
-	if had && old.Target.Digest == target.Digest {
+	if old != nil && old.Target.Digest == target.Digest {
 		status = "Status: Image is up to date for " + at
 	}
 	p.report(image.Progress{Status: "Digest: " + p.top.Digest.String()})
 	p.report(image.Progress{Status: status})
-	p.l.publish("pull", at, map[string]string{"name": reference.FamiliarName(p.named)})
+	p.l.mu.RLock()
+	t := p.l.targets[target.Digest]
+	p.l.mu.RUnlock()
+	p.l.publish("pull", at, t, reference.FamiliarName(p.named))
 	return nil
 }
 

@@ -2,7 +2,6 @@ package containerd
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -13,7 +12,6 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -45,19 +43,19 @@ func (l *Library) Push(ctx context.Context, ref string, o image.PushOptions, rep
 	}
 	for n, one := range refs {
 		l.mu.RLock()
-		i, ok := l.names[one.String()]
+		e := l.names[one.String()]
 		l.mu.RUnlock()
-		if !ok && len(l.tagsHere(named)) == 0 {
+		if e == nil && len(l.tagsHere(named)) == 0 {
 			return fault.NotFoundf("An image does not exist locally with the tag: %s", reference.FamiliarName(named))
 		}
-		if !ok {
+		if e == nil {
 			return fault.NotFoundf("tag does not exist: %s", reference.FamiliarString(one))
 		}
 		if n == 0 {
 			report(image.Progress{Status: "The push refers to repository [" + named.Name() + "]"})
 		}
 		p := &push{l: l, named: one, auth: o.Auth, report: report}
-		if err := p.run(in(ctx), i.Target, o.Platform); err != nil {
+		if err := p.run(in(ctx), e, o.Platform); err != nil {
 			return pushError(one, err)
 		}
 	}
@@ -68,15 +66,11 @@ func (l *Library) Push(ctx context.Context, ref string, o image.PushOptions, rep
 func (l *Library) tagsHere(named reference.Named) (list []reference.Named) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	for name := range l.names {
-		if !strings.HasPrefix(name, named.Name()) {
+	for name, e := range l.names {
+		if e.repo != named.Name() || e.tag == "" {
 			continue
 		}
-		n, err := reference.ParseNormalizedNamed(name)
-		if err != nil || n.Name() != named.Name() {
-			continue
-		}
-		if _, tagged := n.(reference.Tagged); tagged {
+		if n, err := reference.ParseNormalizedNamed(name); err == nil {
 			list = append(list, n)
 		}
 	}
@@ -103,21 +97,26 @@ type push struct {
 	report func(image.Progress)
 }
 
-func (p *push) run(ctx context.Context, top ocispec.Descriptor, platform string) error {
-	top, manifests, err := p.choose(ctx, top, platform)
+func (p *push) run(ctx context.Context, e *entry, platform string) error {
+	ctx, done, err := p.l.lease(ctx)
 	if err != nil {
 		return err
 	}
-	for _, d := range manifests {
-		if err := p.manifest(ctx, d); err != nil {
-			return err
-		}
-		if d.Digest != top.Digest {
-			// Children of an index are pushed by digest, without the tag.
-			if err := p.document(ctx, d, p.named.Name()+"@"+d.Digest.String()); err != nil {
-				return err
-			}
-		}
+	defer done()
+	p.l.mu.RLock()
+	t := p.l.targets[e.Target.Digest]
+	p.l.mu.RUnlock()
+	if t == nil {
+		return fault.NotFoundf("tag does not exist: %s", reference.FamiliarString(p.named))
+	}
+	top := t.desc
+	if platform == "" && t.desc.Digest != t.manifest.Digest && t.whole() {
+		err = p.index(ctx, t)
+	} else {
+		top, err = p.single(ctx, t, platform)
+	}
+	if err != nil {
+		return err
 	}
 	if err := p.document(ctx, top, p.named.String()+"@"+top.Digest.String()); err != nil {
 		return err
@@ -125,100 +124,86 @@ func (p *push) run(ctx context.Context, top ocispec.Descriptor, platform string)
 	tag := p.named.(reference.Tagged).Tag()
 	p.report(image.Progress{Status: fmt.Sprintf("%s: digest: %s size: %d", tag, top.Digest, top.Size)})
 	p.report(image.Progress{Aux: image.PushResult{Tag: tag, Digest: top.Digest.String(), Size: top.Size}})
-	p.l.publish("push", reference.FamiliarString(p.named), map[string]string{"name": reference.FamiliarName(p.named)})
+	p.l.publish("push", reference.FamiliarString(p.named), t, reference.FamiliarName(p.named))
 	return nil
 }
 
-// choose gives what the tag shall name and the manifests that go first: the
-// whole index where all of it is here, else this host's image alone.
-func (p *push) choose(ctx context.Context, top ocispec.Descriptor, platform string) (ocispec.Descriptor, []ocispec.Descriptor, error) {
-	cs := p.l.c.ContentStore()
-	if images.IsManifestType(top.MediaType) {
-		return top, []ocispec.Descriptor{top}, p.fits(ctx, top, platform)
-	}
-	b, err := readBlob(ctx, cs, top)
-	if err != nil {
-		return top, nil, err
-	}
-	index, err := readIndex(b, top.MediaType)
-	if err != nil {
-		return top, nil, err
-	}
-	if platform == "" {
-		whole := true
-		for _, d := range index.Manifests {
-			whole = whole && images.IsManifestType(d.MediaType) && complete(ctx, cs, d)
-		}
-		if whole {
-			return top, index.Manifests, nil
-		}
-		one, _, err := findManifest(ctx, cs, top)
-		one.Platform, one.Annotations = nil, nil
-		return one, []ocispec.Descriptor{one}, err
-	}
-	one, err := choose(index, platform)
-	if err == nil && !complete(ctx, cs, one) {
-		err = fault.NotFoundf("image with reference %s was found but its content for the platform %s is not here", reference.FamiliarString(p.named), platform)
-	}
-	one.Platform, one.Annotations = nil, nil
-	return one, []ocispec.Descriptor{one}, err
+// whole tells whether everything that an index names is here.
+func (t *target) whole() bool {
+	return !slices.ContainsFunc(t.absent, func(a absentManifest) bool { return !a.here })
 }
 
-func (p *push) fits(ctx context.Context, d ocispec.Descriptor, platform string) error {
-	if platform == "" {
-		return nil
-	}
-	want, err := platforms.Parse(platform)
-	if err != nil {
-		return fault.Invalidf("%w", err)
-	}
-	have, err := images.Platforms(ctx, p.l.c.ContentStore(), d)
+// index sends all manifests of an index as they are, without the tag.
+func (p *push) index(ctx context.Context, t *target) error {
+	list, err := flatten(ctx, p.l.c.ContentStore(), t.desc, 0)
 	if err != nil {
 		return err
 	}
-	for _, h := range have {
-		if platforms.Only(want).Match(h) {
-			return nil
+	for _, d := range list {
+		if _, err := p.manifest(ctx, d, false); err != nil {
+			return err
+		}
+		if err := p.document(ctx, d, p.named.Name()+"@"+d.Digest.String()); err != nil {
+			return err
 		}
 	}
-	return fault.NotFoundf("image with reference %s was found but does not provide the specified platform (%s)", reference.FamiliarString(p.named), platforms.FormatAll(want))
+	return nil
 }
 
-// complete tells whether all content of a manifest is here.
-func complete(ctx context.Context, cs content.Store, d ocispec.Descriptor) bool {
-	b, err := readBlob(ctx, cs, d)
+// single sends one image. Layers that lie here as they were made are sent
+// compressed; the image's names then point at the manifest that was sent.
+func (p *push) single(ctx context.Context, t *target, platform string) (ocispec.Descriptor, error) {
+	one, err := t.pick(reference.FamiliarString(p.named), platform)
 	if err != nil {
-		return false
+		return t.desc, err
 	}
-	var m ocispec.Manifest
-	if json.Unmarshal(b, &m) != nil {
-		return false
+	sent, err := p.manifest(ctx, one.manifest, true)
+	if err != nil || sent.Digest == one.manifest.Digest || t.desc.Digest != one.manifest.Digest {
+		return sent, err
 	}
-	for _, c := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
-		if i, err := cs.Info(ctx, c.Digest); err != nil || i.Size != c.Size {
-			return false
-		}
-	}
-	return true
+	return sent, p.l.retarget(ctx, t.desc.Digest, sent)
 }
 
-// manifest sends the content of one image.
-func (p *push) manifest(ctx context.Context, d ocispec.Descriptor) error {
+// retarget points all names of one manifest at another of the same image.
+func (l *Library) retarget(ctx context.Context, from ocispecDigest, to ocispec.Descriptor) error {
+	l.changing.Lock()
+	defer l.changing.Unlock()
+	l.mu.RLock()
+	var changed []string
+	for name, e := range l.names {
+		if e.Target.Digest == from && e.tag != "" {
+			changed = append(changed, name)
+		}
+	}
+	l.mu.RUnlock()
+	for _, name := range changed {
+		if _, err := l.c.ImageService().Update(ctx, images.Image{Name: name, Target: to}, "target"); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return l.reload(ctx, changed...)
+}
+
+// manifest sends the content of one image and gives the manifest that names
+// it: another one where layers had to be compressed.
+func (p *push) manifest(ctx context.Context, d ocispec.Descriptor, compress bool) (ocispec.Descriptor, error) {
 	cs := p.l.c.ContentStore()
+	d.Annotations, d.Platform = nil, nil
 	b, err := readBlob(ctx, cs, d)
 	if err != nil {
-		return err
+		return d, err
 	}
 	m, err := readManifest(b, d.MediaType)
 	if err != nil {
-		return err
+		return d, err
 	}
 	meters := make([]*meter, len(m.Layers))
 	for i, d := range m.Layers {
 		meters[i] = &meter{report: p.report, id: short(p.diffID(ctx, d)), total: d.Size}
 		meters[i].say("Preparing")
 	}
-	group, ctx := errgroup.WithContext(ctx)
+	layers := slices.Clone(m.Layers)
+	group, ctx2 := errgroup.WithContext(ctx)
 	group.SetLimit(maxUploads)
 	for i, d := range m.Layers {
 		if i >= maxUploads {
@@ -229,11 +214,24 @@ func (p *push) manifest(ctx context.Context, d ocispec.Descriptor) error {
 				meters[i].say("Skipped foreign layer")
 				return nil
 			}
-			return p.blob(ctx, d, meters[i])
+			if compress {
+				var err error
+				if d, err = p.l.compress(ctx2, d); err != nil {
+					return err
+				}
+				layers[i], meters[i].total = d, d.Size
+			}
+			return p.blob(ctx2, d, meters[i])
 		})
 	}
-	group.Go(func() error { return p.blob(ctx, m.Config, nil) })
-	return group.Wait()
+	group.Go(func() error { return p.blob(ctx2, m.Config, nil) })
+	if err := group.Wait(); err != nil {
+		return d, err
+	}
+	if slices.EqualFunc(layers, m.Layers, func(a, b ocispec.Descriptor) bool { return a.Digest == b.Digest }) {
+		return d, nil
+	}
+	return p.l.writeManifest(ctx, d.MediaType, m.Config, layers)
 }
 
 // diffID is how people see a layer; it is in the content's labels.

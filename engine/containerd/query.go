@@ -4,11 +4,11 @@ import (
 	"context"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	"github.com/distribution/reference"
-	"github.com/opencontainers/image-spec/identity"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/berth-project/berth/core/image"
 	"github.com/berth-project/berth/lib/fault"
@@ -19,36 +19,27 @@ func (l *Library) describe(t *target) image.Image {
 	i := image.Image{
 		ID: t.id, Parent: t.extra.Parent, Comment: t.extra.Comment, Author: t.spec.Author,
 		OS: t.spec.OS, Arch: t.spec.Architecture, Variant: t.spec.Variant, OSVersion: t.spec.OSVersion,
-		Size: t.size, SharedSize: -1, Containers: -1,
-		Config: imageConfig(t.spec.Config), RawConfig: t.raw,
-		Manifest: image.Descriptor{MediaType: t.manifest.MediaType, Digest: t.manifest.Digest.String(), Size: t.manifest.Size},
-		Target:   image.Descriptor{MediaType: t.desc.MediaType, Digest: t.desc.Digest.String(), Size: t.desc.Size},
+		Size: t.size(), SharedSize: -1, Containers: -1,
+		Config: t.shown, RawConfig: t.raw,
+		Manifest: descriptor(t.manifest), Target: descriptor(t.desc),
 	}
 	if t.spec.Created != nil {
 		i.Created = *t.spec.Created
 	}
-	for _, d := range t.spec.RootFS.DiffIDs {
-		i.Layers = append(i.Layers, d.String())
+	i.Layers = make([]string, len(t.spec.RootFS.DiffIDs))
+	for n, d := range t.spec.RootFS.DiffIDs {
+		i.Layers[n] = d.String()
 	}
 	for _, name := range l.ids[t.id] {
-		if strings.HasPrefix(name, danglingPrefix) {
-			continue
+		e := l.names[name]
+		if e.digest != "" && !slices.Contains(i.RepoDigests, e.digest) {
+			i.RepoDigests = append(i.RepoDigests, e.digest)
 		}
-		named, err := reference.ParseNormalizedNamed(name)
-		if err != nil {
-			i.RepoTags = append(i.RepoTags, name)
-			continue
+		if e.tag != "" {
+			i.RepoTags = append(i.RepoTags, e.tag)
 		}
-		target := l.names[name].Target.Digest.String()
-		digested := reference.FamiliarName(named) + "@" + target
-		if !slices.Contains(i.RepoDigests, digested) {
-			i.RepoDigests = append(i.RepoDigests, digested)
-		}
-		if _, ok := named.(reference.Digested); !ok {
-			i.RepoTags = append(i.RepoTags, reference.FamiliarString(named))
-		}
-		if at := l.names[name].UpdatedAt; at.After(i.LastTagged) {
-			i.LastTagged = at
+		if (e.tag != "" || e.digest != "") && e.UpdatedAt.After(i.LastTagged) {
+			i.LastTagged = e.UpdatedAt
 		}
 	}
 	slices.Sort(i.RepoTags)
@@ -56,9 +47,51 @@ func (l *Library) describe(t *target) image.Image {
 	return i
 }
 
+func descriptor(d ocispecDescriptor) image.Descriptor {
+	out := image.Descriptor{MediaType: d.MediaType, Digest: d.Digest.String(), Size: d.Size, Annotations: d.Annotations}
+	if p := d.Platform; p != nil {
+		out.Platform = &image.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+	}
+	return out
+}
+
+// manifests tells of every manifest of what a name points at.
+func (l *Library) manifests(t *target) []image.ManifestSummary {
+	var list []image.ManifestSummary
+	for _, o := range append([]*target{t}, t.others...) {
+		s := image.ManifestSummary{Descriptor: descriptor(o.manifest), Available: true, Kind: "image", UnpackedSize: o.size(), ContentSize: o.manifest.Size + o.config.Size}
+		p := o.platform()
+		s.Descriptor.Platform = &image.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
+		for _, d := range o.layers {
+			s.ContentSize += d.Size
+		}
+		for _, u := range l.users(o.id) {
+			s.Containers = append(s.Containers, string(u.ID))
+		}
+		list = append(list, s)
+	}
+	for _, a := range t.absent {
+		s := image.ManifestSummary{Descriptor: descriptor(a.desc), Available: a.here, Kind: "image", ContentSize: a.size}
+		if a.desc.Annotations[attestationKey] == attestation {
+			s.Kind = "attestation"
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// all gives one target for each image id. l.mu is held.
+func (l *Library) all() map[string]*target {
+	list := make(map[string]*target, len(l.ids))
+	for id, names := range l.ids {
+		list[id] = l.targets[l.names[names[0]].Target.Digest]
+	}
+	return list
+}
+
 var listFilters = []string{"dangling", "label", "label!", "before", "since", "reference", "until"}
 
-// List gives the images that pass the filters, newest first.
+// List gives all images that filters let pass, the newest first.
 func (l *Library) List(_ context.Context, o image.ListOptions) ([]image.Image, error) {
 	if err := o.Filters.Check(listFilters...); err != nil {
 		return nil, err
@@ -91,36 +124,58 @@ func (l *Library) List(_ context.Context, o image.ListOptions) ([]image.Image, e
 	if err != nil {
 		return nil, err
 	}
+	for _, p := range o.Filters["reference"] {
+		if _, err := path.Match(p, ""); err != nil {
+			return nil, fault.Invalidf("invalid filter 'reference=%s': %w", p, err)
+		}
+	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	list := []image.Image{}
-	for id, names := range l.ids {
-		t := l.targets[l.names[names[0]].Target.Digest]
-		i := l.describe(t)
-		i.ID = id
-		switch {
-		case given && dangling != (len(i.RepoTags) == 0):
-		case !o.Filters.Labels("label", i.Config.Labels):
-		case len(o.Filters["label!"]) > 0 && o.Filters.Labels("label!", i.Config.Labels):
-		case !before.IsZero() && !i.Created.Before(before):
-		case !since.IsZero() && !i.Created.After(since):
-		case !until.IsZero() && i.Created.After(until):
-		default:
-			if refs := o.Filters["reference"]; len(refs) > 0 {
-				match := func(tag string) bool {
-					return slices.ContainsFunc(refs, func(p string) bool { return matches(p, tag) })
-				}
-				i.RepoTags = slices.DeleteFunc(i.RepoTags, func(tag string) bool { return !match(tag) })
-				i.RepoDigests = slices.DeleteFunc(i.RepoDigests, func(d string) bool { return !match(d) })
-				if len(i.RepoTags) == 0 && len(i.RepoDigests) == 0 {
-					continue
-				}
+	list := make([]image.Image, 0, len(l.ids))
+	uses := map[digest.Digest]int{}
+	all := l.all()
+	if o.SharedSize {
+		for _, t := range all {
+			for _, c := range t.chains {
+				uses[c]++
 			}
-			if o.SharedSize {
-				i.SharedSize = l.shared(t)
-			}
-			list = append(list, i)
 		}
+	}
+	for _, t := range all {
+		switch {
+		case !o.Filters.Labels("label", t.shown.Labels):
+			continue
+		case len(o.Filters["label!"]) > 0 && o.Filters.Labels("label!", t.shown.Labels):
+			continue
+		}
+		i := l.describe(t)
+		switch {
+		case given && dangling && len(i.RepoTags) > 0, given && !dangling && len(i.RepoTags) == 0 && len(i.RepoDigests) == 0:
+			continue
+		case !before.IsZero() && !i.Created.Before(before), !since.IsZero() && !i.Created.After(since), !until.IsZero() && i.Created.After(until):
+			continue
+		}
+		if refs := o.Filters["reference"]; len(refs) > 0 {
+			other := func(ref string) bool {
+				return !slices.ContainsFunc(refs, func(p string) bool { return matches(p, ref) })
+			}
+			i.RepoTags, i.RepoDigests = slices.DeleteFunc(i.RepoTags, other), slices.DeleteFunc(i.RepoDigests, other)
+			if len(i.RepoTags) == 0 && len(i.RepoDigests) == 0 {
+				continue
+			}
+		}
+		if o.SharedSize {
+			i.SharedSize = 0
+			for n, c := range t.chains {
+				if uses[c] > 1 {
+					i.SharedSize += (*t.sizes.Load())[n]
+				}
+			}
+		}
+		if o.Manifests {
+			i.Manifests = l.manifests(t)
+		}
+		list = append(list, i)
 	}
 	slices.SortFunc(list, func(a, b image.Image) int {
 		if c := b.Created.Compare(a.Created); c != 0 {
@@ -147,60 +202,50 @@ func untilOf(values []string) (time.Time, error) {
 	if len(values) == 0 {
 		return time.Time{}, nil
 	}
+	if len(values) > 1 {
+		return time.Time{}, fault.Invalidf("more than one until filter specified")
+	}
 	v := values[0]
 	if d, err := time.ParseDuration(v); err == nil {
 		return time.Now().Add(-d), nil
 	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02"} {
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
 		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
 			return t, nil
 		}
 	}
-	var seconds float64
-	if _, err := parseFloat(v, &seconds); err == nil {
-		return time.Unix(0, int64(seconds*1e9)), nil
+	if seconds, err := strconv.ParseFloat(v, 64); err == nil && seconds > -1e11 && seconds < 1e11 {
+		return time.Unix(0, 0).Add(time.Duration(seconds*1e3) * time.Millisecond), nil
 	}
 	return time.Time{}, fault.Invalidf("invalid value for until: %q", v)
 }
 
-// shared counts the bytes of layers that other images have too. l.mu is held.
-func (l *Library) shared(t *target) (size int64) {
-	uses := map[string]int{}
-	for _, names := range l.ids {
-		o := l.targets[l.names[names[0]].Target.Digest]
-		for i := range o.spec.RootFS.DiffIDs {
-			uses[identity.ChainID(o.spec.RootFS.DiffIDs[:i+1]).String()]++
-		}
-	}
-	for i := range t.spec.RootFS.DiffIDs {
-		chain := identity.ChainID(t.spec.RootFS.DiffIDs[:i+1]).String()
-		if uses[chain] > 1 {
-			if u, err := l.c.SnapshotService(l.sn).Usage(in(context.Background()), chain); err == nil {
-				size += u.Size
-			}
-		}
-	}
-	return size
-}
-
-// Get describes one image.
-func (l *Library) Get(ctx context.Context, ref, platform string, _ bool) (image.Image, error) {
-	if _, err := l.Resolve(ctx, ref, platform); err != nil {
+// Get describes one image, of a platform where one is asked for.
+func (l *Library) Get(ctx context.Context, ref, platform string, manifests bool) (image.Image, error) {
+	_, whole, err := l.find(ref)
+	if err != nil {
 		return image.Image{}, err
 	}
-	_, t, err := l.find(ref)
+	t, err := whole.pick(ref, platform)
 	if err != nil {
 		return image.Image{}, err
 	}
 	l.mu.RLock()
 	i := l.describe(t)
+	if t != whole { // tags belong to the whole index
+		w := l.describe(whole)
+		i.RepoTags, i.RepoDigests, i.LastTagged = w.RepoTags, w.RepoDigests, w.LastTagged
+	}
 	l.mu.RUnlock()
+	if manifests {
+		i.Manifests = l.manifests(whole)
+	}
 	i.Layer = l.layerPaths(ctx, t)
 	return i, nil
 }
 
 // History tells the steps of an image's making, the last first.
-func (l *Library) History(ctx context.Context, ref, _ string) ([]image.HistoryItem, error) {
+func (l *Library) History(_ context.Context, ref, platform string) ([]image.HistoryItem, error) {
 	_, t, err := l.find(ref)
 	if err != nil {
 		return nil, err
@@ -208,21 +253,25 @@ func (l *Library) History(ctx context.Context, ref, _ string) ([]image.HistoryIt
 	l.mu.RLock()
 	tags := l.describe(t).RepoTags
 	l.mu.RUnlock()
-	var items []image.HistoryItem
+	if t, err = t.pick(ref, platform); err != nil {
+		return nil, err
+	}
+	sizes := *t.sizes.Load()
+	items := make([]image.HistoryItem, 0, len(t.spec.History))
 	layer := 0
 	for _, h := range t.spec.History {
 		item := image.HistoryItem{ID: "<missing>", CreatedBy: h.CreatedBy, Comment: h.Comment}
 		if h.Created != nil {
 			item.Created = *h.Created
 		}
-		if !h.EmptyLayer && layer < len(t.spec.RootFS.DiffIDs) {
+		if !h.EmptyLayer && layer < len(sizes) {
+			item.Size = sizes[layer]
 			layer++
-			u, err := l.c.SnapshotService(l.sn).Usage(in(ctx), identity.ChainID(t.spec.RootFS.DiffIDs[:layer]).String())
-			if err == nil {
-				item.Size = u.Size
-			}
 		}
 		items = append(items, item)
+	}
+	for ; layer < len(sizes); layer++ { // layers of which the history says nothing
+		items = append(items, image.HistoryItem{ID: "<missing>", Size: sizes[layer]})
 	}
 	slices.Reverse(items)
 	if len(items) > 0 {
@@ -238,29 +287,36 @@ func (l *Library) Usage(ctx context.Context) (image.Usage, error) {
 		return image.Usage{}, err
 	}
 	out := image.Usage{Images: list}
-	chains, used := map[string]bool{}, map[string]bool{}
+	users := map[string]int{}
+	for _, i := range list {
+		users[i.ID] = len(l.users(i.ID))
+	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	for n := range list {
-		i := &out.Images[n]
-		i.Containers = len(l.users(i.ID))
-		t := l.targets[l.names[l.ids[i.ID][0]].Target.Digest]
-		for k := range t.spec.RootFS.DiffIDs {
-			chain := identity.ChainID(t.spec.RootFS.DiffIDs[:k+1]).String()
-			chains[chain] = true
-			if i.Containers > 0 {
-				used[chain] = true
-			}
+	sizes, used := map[digest.Digest]int64{}, map[digest.Digest]bool{}
+	count := func(t *target, busy bool) {
+		for n, c := range t.chains {
+			sizes[c] = (*t.sizes.Load())[n]
+			used[c] = used[c] || busy
 		}
 	}
-	for chain := range chains {
-		u, err := l.c.SnapshotService(l.sn).Usage(in(ctx), chain)
-		if err != nil {
-			continue
+	all := l.all()
+	for n := range list {
+		i := &out.Images[n]
+		i.Containers = users[i.ID]
+		t := all[i.ID]
+		if t == nil {
+			continue // removed meanwhile
 		}
-		out.LayersSize += u.Size
-		if !used[chain] {
-			out.Reclaimable += u.Size
+		count(t, i.Containers > 0)
+		for _, o := range t.others {
+			count(o, false)
+		}
+	}
+	for c, size := range sizes {
+		out.LayersSize += size
+		if !used[c] {
+			out.Reclaimable += size
 		}
 	}
 	return out, nil

@@ -64,7 +64,7 @@ func (r *RootFS) Prepare(ctx context.Context, id container.ID, imageID string, s
 		if err != nil {
 			return err
 		}
-		parent = t.chain.String()
+		parent = t.top()
 	}
 	// A root for the garbage collector: the container's row owns it.
 	label := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": time.Now().UTC().Format(time.RFC3339)})
@@ -185,12 +185,12 @@ func overlayData(mounts []mount.Mount) map[string]string {
 
 // layerPaths gives the same for an image.
 func (l *Library) layerPaths(ctx context.Context, t *target) map[string]string {
-	if t.chain == "" {
+	if t.top() == "" {
 		return nil
 	}
 	key := "view-" + t.id
 	sn := l.c.SnapshotService(l.sn)
-	mounts, err := sn.View(in(ctx), key, t.chain.String())
+	mounts, err := sn.View(in(ctx), key, t.top())
 	if err != nil {
 		return nil
 	}

@@ -10,13 +10,10 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/unpack"
 	"github.com/containerd/platforms"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berth-project/berth/lib/fault"
 )
-
-type ocispecDigest = digest.Digest
 
 // unpackReport is told how unpacking goes on; either func may be nil.
 type unpackReport struct {
