@@ -209,6 +209,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if d.images, err = containerd.NewLibrary(ctx, containerd.LibraryOptions{Engine: d.engine, Snapshotter: snapshotter, Events: d.events, Logger: log, Registry: c.registries()}); err != nil {
 		return err
 	}
+	d.later(func() error { d.images.Close(); return nil })
 	if _, err = d.store.Meta(ctx, "welcome", func() string {
 		if err := welcome.Load(ctx, d.images); err != nil {
 			log.Warn("image welcome not loaded", "error", err)
