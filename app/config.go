@@ -121,7 +121,7 @@ func parse(args []string) (c Config, notes []string, err error) {
 	f.StringArrayVar(&c.Mirrors, "registry-mirror", nil, "Mirror to pull from first: https://host for the Hub, registry=https://host for another")
 	f.IntVar(&c.Downloads, "max-concurrent-downloads", 3, "Layers fetched at a time")
 	f.StringVarP(&c.Storage, "storage-driver", "s", "", "Snapshotter: overlayfs (overlay2) or native (vfs)")
-	f.StringVar(&c.LogDriver, "log-driver", "local", "Default log driver")
+	f.StringVar(&c.LogDriver, "log-driver", "json-file", "Default log driver")
 	f.StringToStringVar(&c.LogOpts, "log-opt", nil, "Default log options, key=value")
 	f.BoolVar(&c.Init, "init", false, "Run a small init in every container")
 	f.StringVar(&c.InitPath, "init-path", "", "Path of that init (default: tini or docker-init where installed)")

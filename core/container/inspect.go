@@ -277,7 +277,7 @@ func (s *Service) Connect(ctx context.Context, id string, spec EndpointSpec) err
 	c := *e.snap.Load()
 	spec.Network = name
 	probe := c
-	probe.Spec.Endpoints = append(append([]EndpointSpec(nil), c.Spec.Endpoints...), spec)
+	probe.Spec.Endpoints = append(c.endpoints(), spec)
 	if err := s.o.Networks.Check(ctx, probe); err != nil {
 		return err
 	}
@@ -288,13 +288,26 @@ func (s *Service) Connect(ctx context.Context, id string, spec EndpointSpec) err
 		}
 	}
 	e.change(func(c *Container) {
-		c.Spec.Endpoints = probe.Spec.Endpoints
+		c.Spec.Endpoints, c.Spec.OffNetworks = probe.Spec.Endpoints, false
 		if c.alive() {
 			c.State.Endpoints = append(append([]Endpoint(nil), c.State.Endpoints...), endpoint)
 		}
 	})
 	_ = networkID
 	return s.save(e)
+}
+
+// endpoints lists the networks a container is to be on. Where none is named it
+// is that of its mode.
+func (c Container) endpoints() []EndpointSpec {
+	if len(c.Spec.Endpoints) > 0 || c.Spec.OffNetworks {
+		return append([]EndpointSpec(nil), c.Spec.Endpoints...)
+	}
+	mode := c.Spec.NetworkMode
+	if mode == "default" {
+		mode = "bridge"
+	}
+	return []EndpointSpec{{Network: mode, MacAddress: c.Spec.MacAddress}}
 }
 
 // Disconnect takes a container off a network.
@@ -315,7 +328,7 @@ func (s *Service) Disconnect(ctx context.Context, id, network string, force bool
 	if mode == "default" {
 		mode = "bridge"
 	}
-	on := is(mode)
+	on := is(mode) && len(c.Spec.Endpoints) == 0 && !c.Spec.OffNetworks
 	for _, x := range c.Spec.Endpoints {
 		on = on || is(x.Network)
 	}
@@ -329,7 +342,7 @@ func (s *Service) Disconnect(ctx context.Context, id, network string, force bool
 	}
 	e.change(func(c *Container) {
 		var specs []EndpointSpec
-		for _, x := range c.Spec.Endpoints {
+		for _, x := range c.endpoints() {
 			if !is(x.Network) {
 				specs = append(specs, x)
 			}
@@ -341,11 +354,7 @@ func (s *Service) Disconnect(ctx context.Context, id, network string, force bool
 			}
 		}
 		c.Spec.Endpoints, c.State.Endpoints = specs, live
-		if is(mode) && len(specs) > 0 {
-			c.Spec.NetworkMode = specs[0].Network
-		} else if is(mode) {
-			c.Spec.NetworkMode = "none"
-		}
+		c.Spec.OffNetworks = len(specs) == 0
 	})
 	return s.save(e)
 }

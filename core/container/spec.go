@@ -60,6 +60,7 @@ type Spec struct {
 	// Network.
 	NetworkMode     string // "default", "bridge", "host", "none", "container:<id>", or a network's name or id
 	NetworkDisabled bool
+	OffNetworks     bool           `json:",omitempty"` // it was taken off all networks, also that of NetworkMode
 	Endpoints       []EndpointSpec // by network; the one of NetworkMode may be absent
 	MacAddress      string         // of the endpoint of NetworkMode
 	Publish         []Publish

@@ -23,7 +23,7 @@ func (s *Service) Open(ctx context.Context, c container.Container) (out containe
 	if strings.HasPrefix(c.Spec.NetworkMode, "container:") {
 		return container.Sandbox{}, nil
 	}
-	if c.Spec.NetworkDisabled {
+	if c.Spec.NetworkDisabled || c.Spec.OffNetworks {
 		c.Spec.NetworkMode, c.Spec.Endpoints = "none", nil
 	}
 	specs, states, err := s.wanted(c)
@@ -86,6 +86,18 @@ func (s *Service) wanted(c container.Container) ([]container.EndpointSpec, []*st
 	main, err := s.find(mode(c.Spec.NetworkMode))
 	if err != nil {
 		return nil, nil, err
+	}
+	named := len(c.Spec.Endpoints) == 0
+	for _, e := range c.Spec.Endpoints {
+		if st, err := s.find(mode(e.Network)); err == nil && st == main {
+			named = true
+		}
+	}
+	if !named {
+		// Its first network was taken away: that of the next is the way out.
+		if main, err = s.find(mode(c.Spec.Endpoints[0].Network)); err != nil {
+			return nil, nil, err
+		}
 	}
 	specs, states := []container.EndpointSpec{{Network: main.ID}}, []*state{main}
 	for _, e := range c.Spec.Endpoints {

@@ -147,7 +147,7 @@ func networksOf(c container.Container) map[string]*network.EndpointSettings {
 		}
 		out[e.NetworkName] = endpointSettings(e, spec)
 	}
-	if len(out) == 0 && !strings.HasPrefix(c.Spec.NetworkMode, "container:") {
+	if len(out) == 0 && !c.Spec.OffNetworks && !strings.HasPrefix(c.Spec.NetworkMode, "container:") {
 		mode := c.Spec.NetworkMode
 		if mode == "default" {
 			mode = "bridge"

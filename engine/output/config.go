@@ -177,6 +177,10 @@ func (s *settings) parseFiles(cfg container.LogConfig, prefix string) (err error
 		}
 		return fault.Invalidf("compression cannot be enabled when max file count is 1")
 	}
+	if s.size == 0 {
+		// Docker lets such a log grow for ever; here no log fills a disk.
+		s.size, s.files = localSize, localFiles
+	}
 	return nil
 }
 
