@@ -36,7 +36,6 @@ type framer struct {
 	mu     *sync.Mutex // both streams share a connection
 	w      io.Writer
 	stream byte
-	flush  func()
 }
 
 func (f *framer) Write(p []byte) (int, error) {
@@ -48,33 +47,16 @@ func (f *framer) Write(p []byte) (int, error) {
 	if _, err := f.w.Write(append(header, p...)); err != nil {
 		return 0, err
 	}
-	if f.flush != nil {
-		f.flush()
-	}
 	return len(p), nil
 }
 
 // pair gives the writers of both streams; a terminal has one, without frames.
-func pair(w io.Writer, tty bool, flush func()) (stdout, stderr io.Writer) {
+func pair(w io.Writer, tty bool) (stdout, stderr io.Writer) {
 	if tty {
-		if flush == nil {
-			return w, w
-		}
-		return flusher{w, flush}, flusher{w, flush}
+		return w, w
 	}
 	mu := &sync.Mutex{}
-	return &framer{mu, w, 1, flush}, &framer{mu, w, 2, flush}
-}
-
-type flusher struct {
-	w     io.Writer
-	flush func()
-}
-
-func (f flusher) Write(p []byte) (int, error) {
-	n, err := f.w.Write(p)
-	f.flush()
-	return n, err
+	return &framer{mu, w, 1}, &framer{mu, w, 2}
 }
 
 // hijack takes the connection over and answers the upgrade.
@@ -109,7 +91,7 @@ func (d *Door) serve(w http.ResponseWriter, r *request, tty, stdin bool, begin f
 		return nil
 	}
 	defer conn.Close()
-	stdout, stderr := pair(conn, tty, nil)
+	stdout, stderr := pair(conn, tty)
 	a, err := begin()
 	if err != nil {
 		_, text := dialect(err)
@@ -268,18 +250,19 @@ func (d *Door) logs(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	begun := false
+	follower := &calm{w: w}
+	defer follower.close()
 	var out, errs io.Writer
 	begin := func() {
 		begun = true
 		w.Header().Set("Content-Type", streamType(r.version, c.Spec.TTY))
 		w.WriteHeader(http.StatusOK)
-		flush := func() { _ = http.NewResponseController(w).Flush() }
-		if !o.Follow {
-			flush = nil
-		} else {
-			flush()
+		var to io.Writer = w
+		if o.Follow {
+			_ = http.NewResponseController(w).Flush()
+			to = follower
 		}
-		out, errs = pair(w, c.Spec.TTY, flush)
+		out, errs = pair(to, c.Spec.TTY)
 	}
 	stamps := r.flag("timestamps")
 	if o.Follow {
