@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
 	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/mount"
 	_ "github.com/containerd/containerd/v2/core/runtime/v2"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
@@ -55,6 +56,7 @@ import (
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 )
 
 // Namespace holds all of Berth's objects in containerd; docker's own name for
@@ -111,6 +113,17 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 	}
 	for _, s := range []string{o.Socket, o.Socket + ".ttrpc"} {
 		_ = os.Remove(s) // of a daemon that was killed
+	}
+	// Layers are unpacked through mounts that a killed daemon may have left.
+	temp := filepath.Join(o.State, "unpack")
+	if err := os.MkdirAll(temp, 0o700); err != nil {
+		return nil, err
+	}
+	if err := mount.SetTempMountLocation(temp); err != nil {
+		return nil, err
+	}
+	if warnings, err := mount.CleanupTempMounts(unix.MNT_DETACH); err != nil || len(warnings) > 0 {
+		o.Logger.Warn("mounts of an earlier unpack not removed", "error", err, "warnings", warnings)
 	}
 	s, err := server.New(ctx, config)
 	if err != nil {

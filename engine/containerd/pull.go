@@ -190,7 +190,7 @@ func (p *pull) manifest(ctx context.Context, d ocispec.Descriptor, platform stri
 	switch {
 	case depth > 2:
 		return d, ocispec.Manifest{}, fault.Invalidf("index %s is nested too deep", d.Digest)
-	case strings.Contains(d.MediaType, "manifest.v1"):
+	case strings.HasPrefix(d.MediaType, "application/vnd.docker.distribution.manifest.v1"):
 		return d, ocispec.Manifest{}, fault.Unsupportedf("%s is a Docker Image Format v1 or schema 1 image, which is not supported: its publisher must push it again", reference.FamiliarString(p.named))
 	case !images.IsIndexType(d.MediaType) && !images.IsManifestType(d.MediaType):
 		return d, ocispec.Manifest{}, fault.Invalidf("unsupported manifest media type %q", d.MediaType)
