@@ -155,6 +155,9 @@ func (d *daemon) roots() error {
 		}
 		*p = abs
 	}
+	if n := len(c.ExecRoot); n > longestExecRoot {
+		return fmt.Errorf("--exec-root %s has %d characters: the kernel's bound for sockets leaves it %d", c.ExecRoot, n, longestExecRoot)
+	}
 	if len(c.Hosts) == 0 {
 		c.Hosts = []string{"unix://" + filepath.Join(c.ExecRoot, "docker.sock")}
 	}
@@ -197,7 +200,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		return err
 	}
 	d.later(d.closeKeeper)
-	socket := filepath.Join(c.ExecRoot, "containerd", "containerd.sock")
+	socket := filepath.Join(c.ExecRoot, "containerd.sock")
 	if d.engine, err = containerd.Boot(ctx, containerd.Options{Root: filepath.Join(c.DataRoot, "containerd"), State: filepath.Join(c.ExecRoot, "containerd", "state"), Socket: socket, Logger: log}); err != nil {
 		return err
 	}

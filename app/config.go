@@ -27,6 +27,9 @@ const (
 	defaultExecRoot = "/run/berth"
 )
 
+// longestExecRoot keeps the sockets below it within what unix(7) allows.
+const longestExecRoot = 80
+
 // Config is what flags and the configuration file say. Its names are dockerd's.
 type Config struct {
 	Hosts           []string          `json:"hosts"`

@@ -279,7 +279,7 @@ func (d *Door) inspectContainer(w http.ResponseWriter, r *request) error {
 	if r.version < 44 {
 		body.Config.MacAddress = c.Spec.MacAddress
 	}
-	body.NetworkSettings = networkSettings(c, r.version)
+	body.NetworkSettings = networkSettings(c)
 	writeJSON(w, http.StatusOK, body)
 	return nil
 }
@@ -301,6 +301,8 @@ func state(c container.Container) *api.State {
 }
 
 // legacySettings are the fields until 1.51: those of the default bridge, doubled.
+// Later versions get them too: python clients take the newest version that the
+// engine offers, and read them still.
 type legacySettings struct {
 	api.NetworkSettings
 	Bridge                 string
@@ -319,7 +321,7 @@ type legacySettings struct {
 	MacAddress             string
 }
 
-func networkSettings(c container.Container, version int) any {
+func networkSettings(c container.Container) any {
 	s := api.NetworkSettings{SandboxID: c.State.SandboxID, SandboxKey: c.State.NetNS, Ports: network.PortMap{}, Networks: networksOf(c)}
 	if c.State.Status == container.Running || c.State.Status == container.Paused {
 		for _, p := range c.Spec.Expose {
@@ -329,9 +331,6 @@ func networkSettings(c container.Container, version int) any {
 			p := apiPort(b.Port)
 			s.Ports[p] = append(s.Ports[p], network.PortBinding{HostIP: b.HostIP, HostPort: strconv.Itoa(int(b.HostPort))})
 		}
-	}
-	if version >= 52 {
-		return s
 	}
 	out := legacySettings{NetworkSettings: s}
 	if e := s.Networks["bridge"]; e != nil {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/containerd/console"
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/engine/keeper"
@@ -68,13 +67,7 @@ func receiveTTY(socket *os.File) (*os.File, error) {
 	if err != nil || len(fds) != 1 {
 		return nil, fmt.Errorf("%d descriptors came: %w", len(fds), err)
 	}
-	f := os.NewFile(uintptr(fds[0]), "terminal")
-	// The master passes bytes as they are: no carriage returns added twice.
-	if err := console.ClearONLCR(f.Fd()); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return f, nil
+	return os.NewFile(uintptr(fds[0]), "terminal"), nil
 }
 
 // pipe makes a stream; input goes to the process.
