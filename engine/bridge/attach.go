@@ -37,24 +37,22 @@ func (l *Links) Attach(_ context.Context, n network.Link) error {
 
 // pair joins a sandbox to a bridge.
 func (l *Links) pair(s *sandbox, n network.Link) error {
-	master, err := l.bridge(n.Bridge)
-	if err != nil {
-		return err
-	}
 	mac, err := net.ParseMAC(n.MAC)
 	if err != nil {
 		return fault.Invalidf("invalid MAC address: %s", n.MAC)
 	}
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.MasterIndex, attrs.TxQLen, attrs.Flags = n.HostName, n.MTU, master, -1, net.FlagUp
+	attrs.Name, attrs.MTU, attrs.TxQLen, attrs.Flags = n.HostName, n.MTU, -1, net.FlagUp
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: n.Interface, PeerHardwareAddr: mac, PeerNamespace: netlink.NsFd(int(s.ns.Fd()))}
 	err = l.host.LinkAdd(veth)
 	if errors.Is(err, unix.EEXIST) {
-		return l.rejoin(n, master)
+		return l.rejoin(n)
+	}
+	if err == nil {
+		err = l.enter(n, veth)
 	}
 	if err != nil {
-		l.forget(n.Bridge)
-		return fmt.Errorf("make interface %s: %w", n.HostName, err)
+		return errors.Join(fmt.Errorf("make interface %s: %w", n.HostName, err), l.Detach(n))
 	}
 	setSysctl("net/ipv6/conf/"+n.HostName+"/disable_ipv6", "1") // a bridge's port needs no address
 	if err := l.port(veth, n); err != nil {
@@ -111,13 +109,13 @@ func filtered() bool {
 }
 
 // rejoin puts a pair that is there on its bridge again.
-func (l *Links) rejoin(n network.Link, master int) error {
+func (l *Links) rejoin(n network.Link) error {
 	link, err := l.host.LinkByName(n.HostName)
 	if err != nil {
 		return err
 	}
-	if link.Attrs().MasterIndex != master {
-		if err := l.host.LinkSetMasterByIndex(link, master); err != nil {
+	if !l.masters(n.Bridge)[link.Attrs().MasterIndex] {
+		if err := l.enter(n, link); err != nil {
 			return err
 		}
 		if err := l.port(link, n); err != nil {

@@ -41,6 +41,9 @@ type Links struct {
 	mu      sync.Mutex
 	open    map[string]*sandbox
 	bridges map[string]int // indexes by name
+	roomy   map[string]int // shard with room, by the bridge's name
+
+	sharding sync.Mutex // one shard is made at a time
 }
 
 // New keeps namespaces at dir; key tells this engine's bridges from others'.
@@ -52,7 +55,7 @@ func New(dir, key string) (*Links, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &Links{dir: dir, prefix: "br" + key + "-", host: host, spares: make(chan *sandbox, spareSandboxes), wake: make(chan struct{}, 1), doomed: make(chan struct{}, 1), stop: make(chan struct{}), open: map[string]*sandbox{}, bridges: map[string]int{}}
+	l := &Links{dir: dir, prefix: "br" + key + "-", host: host, spares: make(chan *sandbox, spareSandboxes), wake: make(chan struct{}, 1), doomed: make(chan struct{}, 1), stop: make(chan struct{}), open: map[string]*sandbox{}, bridges: map[string]int{}, roomy: map[string]int{}}
 	l.done.Add(2)
 	go l.refill()
 	go l.reap()
@@ -169,7 +172,7 @@ func (l *Links) remove(name string) error {
 // RemoveBridge deletes a bridge that EnsureBridge has made.
 func (l *Links) RemoveBridge(name string) error {
 	l.forget(name)
-	return l.remove(name)
+	return errors.Join(l.removeShards(name), l.remove(name))
 }
 
 // RemoveParent deletes an interface that EnsureParent has made.
@@ -298,20 +301,14 @@ func (l *Links) Bridges() ([]string, error) {
 
 // Ports lists the hosts' ends of containers' interfaces on a bridge.
 func (l *Links) Ports(bridge string) ([]string, error) {
-	master, err := l.host.LinkByName(bridge)
-	if isMissing(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
+	masters := l.masters(bridge)
 	links, err := l.host.LinkList()
 	if err != nil {
 		return nil, err
 	}
 	var names []string
 	for _, link := range links {
-		if a := link.Attrs(); a.MasterIndex == master.Attrs().Index && link.Type() == "veth" && strings.HasPrefix(a.Name, "veth") {
+		if a := link.Attrs(); a.MasterIndex != 0 && masters[a.MasterIndex] && link.Type() == "veth" && strings.HasPrefix(a.Name, "veth") {
 			names = append(names, a.Name)
 		}
 	}

@@ -168,6 +168,9 @@ func (l *Links) Open(_ context.Context, key string) (string, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open[key] = s
+	if len(l.open) == manyNeighbours {
+		l.makeRoom()
+	}
 	return path, nil
 }
 

@@ -27,6 +27,9 @@ const (
 	setInternal    = "internal"      // bridges whose packets do not leave
 )
 
+// shardPrefix begins the names of the bridges that are no network's first.
+const shardPrefix = "b~"
+
 // The sets of the table of the family bridge.
 const (
 	setPorts  = "ports"  // of containers on our bridges
@@ -120,6 +123,10 @@ func (w writer) inet() {
 	guard := w.chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw)
 	// The bridges route 127.0.0.0/8 for published ports: nobody outside may use that.
 	w.rule(guard, w.from(setBridges), v4.is(), v4.local(v4.daddr(reg0)), drop)
+
+	// Where br_netfilter is on, a packet comes by at every bridge of a network
+	// that has several; only the first one decides.
+	w.rule(guard, one(meta(expr.MetaKeyIIFNAME, reg0), equal(reg0, []byte(shardPrefix)...), &expr.Notrack{}))
 
 	pre := w.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest)
 	out := w.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest)

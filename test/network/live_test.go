@@ -261,6 +261,50 @@ func TestOpeningManyAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
+func TestMoreContainersThanABridgeHasPorts(t *testing.T) {
+	if os.Getenv("BERTH_TEST_LOAD") == "" {
+		t.Skip("takes long, and the host's net.core.netdev_max_backlog must be above 1060 (set BERTH_TEST_LOAD)")
+	}
+	w := newWorld(t)
+	w.network(network.CreateOptions{Name: "alpha"})
+	const n = 1060
+	all := make([]*box, n)
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range 8 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for i := range next {
+				c := made(fmt.Sprintf("c%d", i), "alpha")
+				s, err := w.Open(context.Background(), c)
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				t.Cleanup(func() { must(t, w.Close(context.Background(), c)) })
+				all[i] = &box{Container: c, w: w, sandbox: s}
+			}
+		}()
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	last := all[n-1]
+	w.serve(last.sandbox.NetNS, "tcp", "0.0.0.0:80", "last")
+	w.serve(w.neighbour, "tcp", "0.0.0.0:80", "n")
+	for _, i := range []int{0, 1, 500, n - 2} {
+		w.reaches(all[i].sandbox.NetNS, "tcp", at(last.ip(), "80"), "last "+all[i].ip().String())
+		w.reaches(all[i].sandbox.NetNS, "tcp", neighbourOnLAN+":80", "n ")
+	}
+	w.reaches("", "tcp", at(last.ip(), "80"), "last ")
+}
+
 func TestManyPorts(t *testing.T) {
 	w := newWorld(t)
 	a := w.open("a", "default", func(s *container.Spec) {

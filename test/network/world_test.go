@@ -242,7 +242,7 @@ func (w *world) checkNothingLeft() {
 	links, err := netlink.LinkList()
 	must(w.t, err)
 	for _, l := range links {
-		if n := l.Attrs().Name; strings.HasPrefix(n, "br") || strings.HasPrefix(n, "berth") || strings.HasPrefix(n, "veth") {
+		if n := l.Attrs().Name; strings.HasPrefix(n, "b") || strings.HasPrefix(n, "berth") || strings.HasPrefix(n, "veth") {
 			w.t.Errorf("the interface %s is left", n)
 		}
 	}
