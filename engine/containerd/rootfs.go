@@ -28,8 +28,23 @@ type RootFS struct {
 	l   *Library
 	dir string
 
+	working locks // one change of a container's root at a time
+
 	mu     sync.Mutex
 	counts map[container.ID]int // how many hold the mount
+}
+
+// count changes how many hold a mount and gives the new number.
+func (r *RootFS) count(id container.ID, change int) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.counts[id] + change
+	if n <= 0 {
+		delete(r.counts, id)
+		return 0
+	}
+	r.counts[id] = n
+	return n
 }
 
 // NewRootFS finds mounts that an earlier daemon left: they count once, for the
@@ -75,38 +90,50 @@ func (r *RootFS) Prepare(ctx context.Context, id container.ID, imageID string, s
 // Mount gives the mounted root; each call needs an Unmount.
 func (r *RootFS) Mount(ctx context.Context, id container.ID) (string, error) {
 	target := filepath.Join(r.dir, string(id))
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.counts[id] > 0 {
-		r.counts[id]++
+	if err := r.working.Lock(ctx, string(id)); err != nil {
+		return "", err
+	}
+	defer r.working.Unlock(string(id))
+	if r.count(id, 1) > 1 {
 		return target, nil
 	}
+	if err := r.mount(ctx, id, target); err != nil {
+		r.count(id, -1)
+		return "", err
+	}
+	return target, nil
+}
+
+func (r *RootFS) mount(ctx context.Context, id container.ID, target string) error {
 	mounts, err := r.snapshots().Mounts(in(ctx), string(id))
 	if err != nil {
-		return "", err
+		return err
 	}
 	if err := os.MkdirAll(target, 0o700); err != nil {
-		return "", err
+		return err
 	}
 	if err := mount.All(mounts, target); err != nil {
-		return "", errors.Join(fmt.Errorf("mount root of %s: %w", id.Short(), err), os.Remove(target))
+		return errors.Join(fmt.Errorf("mount root of %s: %w", id.Short(), err), os.Remove(target))
 	}
-	r.counts[id] = 1
-	return target, nil
+	return nil
 }
 
 // Unmount gives one Mount back.
 func (r *RootFS) Unmount(_ context.Context, id container.ID) error {
+	if err := r.working.Lock(context.Background(), string(id)); err != nil {
+		return err
+	}
+	defer r.working.Unlock(string(id))
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.counts[id] > 1 {
-		r.counts[id]--
+	held := r.counts[id] > 0
+	r.mu.Unlock()
+	if !held || r.count(id, -1) > 0 {
 		return nil
 	}
-	if r.counts[id] == 0 {
-		return nil
-	}
-	delete(r.counts, id)
+	return r.unmount(id)
+}
+
+func (r *RootFS) unmount(id container.ID) error {
 	target := filepath.Join(r.dir, string(id))
 	if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount root of %s: %w", id.Short(), err)
@@ -117,14 +144,17 @@ func (r *RootFS) Unmount(_ context.Context, id container.ID) error {
 	return nil
 }
 
-// Remove deletes the snapshot with all that was written to it.
+// Remove deletes the snapshot with all that was written to it, whoever held
+// its mount.
 func (r *RootFS) Remove(ctx context.Context, id container.ID) error {
-	r.mu.Lock()
-	if r.counts[id] > 0 {
-		r.counts[id] = 1
+	if err := r.working.Lock(ctx, string(id)); err != nil {
+		return err
 	}
+	defer r.working.Unlock(string(id))
+	r.mu.Lock()
+	delete(r.counts, id)
 	r.mu.Unlock()
-	if err := r.Unmount(ctx, id); err != nil {
+	if err := r.unmount(id); err != nil {
 		return err
 	}
 	if err := r.snapshots().Remove(in(ctx), string(id)); err != nil && !errdefs.IsNotFound(err) {
@@ -183,18 +213,34 @@ func overlayData(mounts []mount.Mount) map[string]string {
 	return data
 }
 
-// layerPaths gives the same for an image.
+// layerPaths gives the same for an image. They are asked for once: a view has
+// to be made for that.
 func (l *Library) layerPaths(ctx context.Context, t *target) map[string]string {
-	if t.top() == "" {
+	if t.top() == "" || !t.unpacked.Load() {
 		return nil
 	}
+	if known := t.paths.Load(); known != nil {
+		return *known
+	}
+	ctx = in(context.WithoutCancel(ctx))
 	key := "view-" + t.id
+	if err := l.working.Lock(ctx, key); err != nil {
+		return nil
+	}
+	defer l.working.Unlock(key)
 	sn := l.c.SnapshotService(l.sn)
-	mounts, err := sn.View(in(ctx), key, t.top())
+	mounts, err := sn.View(ctx, key, t.top())
+	if errdefs.IsAlreadyExists(err) { // a killed daemon has left it
+		mounts, err = sn.Mounts(ctx, key)
+	}
 	if err != nil {
 		return nil
 	}
-	defer func() { _ = sn.Remove(in(context.WithoutCancel(ctx)), key) }()
+	defer func() {
+		if err := sn.Remove(ctx, key); err != nil {
+			l.o.Logger.Warn("view not removed", "error", err)
+		}
+	}()
 	data := overlayData(mounts)
 	if upper, rest, ok := strings.Cut(data["LowerDir"], ":"); ok {
 		data["UpperDir"], data["LowerDir"] = upper, rest
@@ -202,6 +248,7 @@ func (l *Library) layerPaths(ctx context.Context, t *target) map[string]string {
 		data["UpperDir"] = data["LowerDir"]
 		delete(data, "LowerDir")
 	}
+	t.paths.Store(&data)
 	return data
 }
 

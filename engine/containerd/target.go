@@ -38,7 +38,8 @@ type target struct {
 	variant  bool // one of the others of an index
 
 	unpacked atomic.Bool
-	sizes    atomic.Pointer[[]int64] // bytes of each unpacked layer
+	paths    atomic.Pointer[map[string]string] // of its layers, once asked for
+	sizes    atomic.Pointer[[]int64]           // bytes of each unpacked layer
 }
 
 // absentManifest is what an index names and is not here, or is no image.

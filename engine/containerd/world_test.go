@@ -65,6 +65,15 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	world.dir = dir
+	hosts := filepath.Join(dir, "hosts")
+	err = os.WriteFile(hosts, []byte("127.0.0.1 localhost secure.test\n"), 0o644)
+	if err == nil {
+		err = unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, "")
+	}
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
 	if world.engine, err = boot(dir); err != nil {
 		fmt.Println(err)
 		return 1

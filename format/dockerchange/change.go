@@ -17,6 +17,7 @@ import (
 // Apply changes c by instructions, in order (Dockerfile reference of docker,
 // only those that need no build).
 func Apply(c *dockerspec.DockerOCIImageConfig, changes []string) error {
+	commanded := false // an entry point resets the command that was before the changes
 	for _, change := range changes {
 		for _, line := range strings.Split(change, "\n") {
 			line = strings.TrimSpace(line)
@@ -25,6 +26,14 @@ func Apply(c *dockerspec.DockerOCIImageConfig, changes []string) error {
 			}
 			if err := apply(c, line); err != nil {
 				return err
+			}
+			switch word, _, _ := strings.Cut(line, " "); strings.ToUpper(word) {
+			case "CMD":
+				commanded = true
+			case "ENTRYPOINT":
+				if !commanded {
+					c.Cmd = nil
+				}
 			}
 		}
 	}
@@ -99,8 +108,18 @@ func apply(c *dockerspec.DockerOCIImageConfig, line string) error {
 		}
 		c.WorkingDir = path.Clean(rest)
 	case "STOPSIGNAL":
+		if strings.ContainsAny(rest, " \t") {
+			return fmt.Errorf("STOPSIGNAL requires exactly one argument")
+		}
 		c.StopSignal = rest
 	case "ONBUILD":
+		trigger, _, _ := strings.Cut(rest, " ")
+		switch trigger = strings.ToUpper(trigger); trigger {
+		case "ONBUILD":
+			return fmt.Errorf("ONBUILD ONBUILD: chaining isn't allowed")
+		case "MAINTAINER", "FROM":
+			return fmt.Errorf("%s isn't allowed as an ONBUILD trigger", trigger)
+		}
 		c.OnBuild = append(c.OnBuild, rest)
 	case "HEALTHCHECK":
 		return health(c, rest)
@@ -209,11 +228,17 @@ func health(c *dockerspec.DockerOCIImageConfig, rest string) error {
 			if _, err := fmt.Sscan(value, &h.Retries); err != nil {
 				return fmt.Errorf("HEALTHCHECK --retries: %w", err)
 			}
+			if h.Retries < 0 {
+				return fmt.Errorf("--retries cannot be negative: %d", h.Retries)
+			}
 			continue
 		}
 		d, err := time.ParseDuration(value)
 		if err != nil {
 			return fmt.Errorf("HEALTHCHECK --%s: %w", name, err)
+		}
+		if d != 0 && d < time.Millisecond {
+			return fmt.Errorf("--%s cannot be less than %s", name, time.Millisecond)
 		}
 		switch name {
 		case "interval":
