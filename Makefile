@@ -12,6 +12,7 @@ build: packages
 	CGO_ENABLED=0 go build $(FLAGS) -o bin/berth ./cmd/berth
 	CGO_ENABLED=0 go build $(FLAGS) -o bin/berthd ./cmd/berthd
 	CGO_ENABLED=1 go build -trimpath -ldflags "$(LINK) -linkmode external -extldflags -static" -tags seccomp,netgo,osusergo -o bin/berth-keeper ./cmd/berth-keeper
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/containerd-shim-runc-v2 github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
 
 # Runs a container with a published port and fetches its page.
 demo: build
@@ -35,7 +36,7 @@ bench: build
 	go run ./test/bench -bin bin -o docs/bench.md
 
 install: build
-	install -D -m 755 -t $(DESTDIR)/usr/local/bin bin/berth bin/berthd bin/berth-keeper
+	install -D -m 755 -t $(DESTDIR)/usr/local/bin bin/berth bin/berthd bin/berth-keeper bin/containerd-shim-runc-v2
 	install -D -m 644 contrib/systemd/berth.service $(DESTDIR)/etc/systemd/system/berth.service
 
 clean:

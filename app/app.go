@@ -201,7 +201,9 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	}
 	d.later(d.closeKeeper)
 	socket := filepath.Join(c.ExecRoot, "containerd.sock")
-	if d.engine, err = containerd.Boot(ctx, containerd.Options{Root: filepath.Join(c.DataRoot, "containerd"), State: filepath.Join(c.ExecRoot, "containerd", "state"), Socket: socket, Logger: log}); err != nil {
+	state := filepath.Join(c.ExecRoot, "containerd", "state")
+	ended := task.Ended(ctx, containerd.Bundles(state), log)
+	if d.engine, err = containerd.Boot(ctx, containerd.Options{Root: filepath.Join(c.DataRoot, "containerd"), State: state, Socket: socket, Logger: log}); err != nil {
 		return err
 	}
 	d.later(d.engine.Close)
@@ -243,7 +245,11 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if err != nil {
 		return err
 	}
-	runtime, err := task.New(task.Options{Keeper: newKeeperPort(d.keeper), Dir: filepath.Join(c.ExecRoot, "task"), CgroupParent: c.cgroupParent(), InitPath: initPath(c.InitPath), SeccompProfile: profile, NoNewPrivileges: c.NoNewPrivileges, Logger: log})
+	runtimes, err := c.runtimes()
+	if err != nil {
+		return err
+	}
+	runtime, err := task.New(task.Options{Shims: d.engine.Client(), Ended: ended, ShimPath: shimPath(), Runtimes: runtimes, Namespace: containerd.Namespace, Keeper: newKeeperPort(d.keeper), Dir: filepath.Join(c.ExecRoot, "task"), CgroupParent: c.cgroupParent(), InitPath: initPath(c.InitPath), SeccompProfile: profile, NoNewPrivileges: c.NoNewPrivileges, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -410,8 +416,8 @@ func driverName(snapshotter string) string {
 func (d *daemon) defaults() (container.Defaults, error) {
 	c := d.c
 	out := container.Defaults{Log: container.LogConfig{Driver: c.LogDriver, Options: c.LogOpts}, Init: c.Init, Runtime: c.Runtime}
-	if c.Runtime != "berth" {
-		return out, fmt.Errorf("--default-runtime %s: other runtimes than berth are not supported in this version", c.Runtime)
+	if !d.runtime.Knows(c.Runtime) {
+		return out, fmt.Errorf("--default-runtime %s: specified default runtime does not exist: name it with --add-runtime too", c.Runtime)
 	}
 	size, err := units.RAMInBytes(c.ShmSize)
 	if err != nil {
@@ -447,6 +453,20 @@ func initPath(given string) string {
 		}
 	}
 	return ""
+}
+
+// shimPath is of containerd's shim beside this program: one of another
+// release than the linked containerd's may speak another protocol.
+func shimPath() string {
+	self, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	beside := filepath.Join(filepath.Dir(self), "containerd-shim-runc-v2")
+	if _, err := os.Stat(beside); err != nil {
+		return ""
+	}
+	return beside
 }
 
 // keeperBinary looks beside this program, then in the PATH.

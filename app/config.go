@@ -19,6 +19,7 @@ import (
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/network"
 	"github.com/berth-project/berth/engine/containerd"
+	"github.com/berth-project/berth/engine/task"
 )
 
 // Defaults of the roots.
@@ -30,30 +31,39 @@ const (
 // longestExecRoot keeps the sockets below it within what unix(7) allows.
 const longestExecRoot = 80
 
+// defaultRuntime is the keeper.
+const defaultRuntime = "berth"
+
 // Config is what flags and the configuration file say. Its names are dockerd's.
 type Config struct {
-	Hosts           []string          `json:"hosts"`
-	DataRoot        string            `json:"data-root"`
-	ExecRoot        string            `json:"exec-root"`
-	PidFile         string            `json:"pidfile"`
-	Group           string            `json:"group"`
-	Debug           bool              `json:"debug"`
-	LogLevel        string            `json:"log-level"`
-	Labels          []string          `json:"labels"`
-	TLS             bool              `json:"tls"`
-	TLSVerify       bool              `json:"tlsverify"`
-	TLSCACert       string            `json:"tlscacert"`
-	TLSCert         string            `json:"tlscert"`
-	TLSKey          string            `json:"tlskey"`
-	Insecure        []string          `json:"insecure-registries"`
-	Mirrors         []string          `json:"registry-mirrors"`
-	Downloads       int               `json:"max-concurrent-downloads"`
-	Storage         string            `json:"storage-driver"`
-	LogDriver       string            `json:"log-driver"`
-	LogOpts         map[string]string `json:"log-opts"`
-	Init            bool              `json:"init"`
-	InitPath        string            `json:"init-path"`
-	Runtime         string            `json:"default-runtime"`
+	Hosts     []string          `json:"hosts"`
+	DataRoot  string            `json:"data-root"`
+	ExecRoot  string            `json:"exec-root"`
+	PidFile   string            `json:"pidfile"`
+	Group     string            `json:"group"`
+	Debug     bool              `json:"debug"`
+	LogLevel  string            `json:"log-level"`
+	Labels    []string          `json:"labels"`
+	TLS       bool              `json:"tls"`
+	TLSVerify bool              `json:"tlsverify"`
+	TLSCACert string            `json:"tlscacert"`
+	TLSCert   string            `json:"tlscert"`
+	TLSKey    string            `json:"tlskey"`
+	Insecure  []string          `json:"insecure-registries"`
+	Mirrors   []string          `json:"registry-mirrors"`
+	Downloads int               `json:"max-concurrent-downloads"`
+	Storage   string            `json:"storage-driver"`
+	LogDriver string            `json:"log-driver"`
+	LogOpts   map[string]string `json:"log-opts"`
+	Init      bool              `json:"init"`
+	InitPath  string            `json:"init-path"`
+	Runtime   string            `json:"default-runtime"`
+	Runtimes  map[string]struct {
+		Path string   `json:"path"`
+		Type string   `json:"runtimeType"`
+		Args []string `json:"runtimeArgs"`
+	} `json:"runtimes"`
+	AddRuntimes     map[string]string `json:"-"`
 	ShmSize         string            `json:"default-shm-size"`
 	Ulimits         []string          `json:"-"`
 	NoNewPrivileges bool              `json:"no-new-privileges"`
@@ -89,7 +99,7 @@ var ignored = []string{
 	"userland-proxy", "live-restore", "experimental", "selinux-enabled", "raw-logs", "rootless", "ip-forward", "ip6tables", "validate",
 	"containerd", "containerd-namespace", "containerd-plugins-namespace", "userland-proxy-path", "oom-score-adjust", "max-concurrent-uploads",
 	"max-download-attempts", "metrics-addr", "network-control-plane-mtu", "cpu-rt-period", "cpu-rt-runtime", "default-cgroupns-mode", "default-ipc-mode",
-	"http-proxy", "https-proxy", "no-proxy", "swarm-default-advertise-addr", "authorization-plugin", "cluster-store", "add-runtime", "exec-opt",
+	"http-proxy", "https-proxy", "no-proxy", "swarm-default-advertise-addr", "authorization-plugin", "cluster-store", "exec-opt",
 	"feature", "node-generic-resource", "storage-opt", "default-gateway", "default-gateway-v6", "firewall-backend", "allow-nondistributable-artifacts",
 	"default-network-opt", "cdi-spec-dir", "bridge-accept-fwmark", "userns-remap",
 }
@@ -98,7 +108,6 @@ var ignored = []string{
 var refused = map[string]string{
 	"userns-remap":         "user namespaces by remap are not supported in this version",
 	"authorization-plugin": "authorization plugins are not supported",
-	"add-runtime":          "other runtimes are not supported in this version",
 }
 
 // parse reads flags, then fills what they leave open from the file.
@@ -128,7 +137,8 @@ func parse(args []string) (c Config, notes []string, err error) {
 	f.StringToStringVar(&c.LogOpts, "log-opt", nil, "Default log options, key=value")
 	f.BoolVar(&c.Init, "init", false, "Run a small init in every container")
 	f.StringVar(&c.InitPath, "init-path", "", "Path of that init (default: tini or docker-init where installed)")
-	f.StringVar(&c.Runtime, "default-runtime", "berth", "Default runtime")
+	f.StringVar(&c.Runtime, "default-runtime", defaultRuntime, "Default runtime")
+	f.StringToStringVar(&c.AddRuntimes, "add-runtime", nil, "Further OCI runtime, name=path")
 	f.StringVar(&c.ShmSize, "default-shm-size", "64M", "Default size of /dev/shm")
 	f.StringArrayVar(&c.Ulimits, "default-ulimit", nil, "Default limit of processes, name=soft[:hard]")
 	f.BoolVar(&c.NoNewPrivileges, "no-new-privileges", false, "Set no-new-privileges by default")
@@ -202,7 +212,7 @@ func (c *Config) readFile(path string, f *pflag.FlagSet) error {
 	}
 	flags := map[string]string{
 		"hosts": "host", "labels": "label", "insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "log-opts": "log-opt",
-		"dns-opts": "dns-opt", "default-address-pools": "default-address-pool", "default-ulimits": "default-ulimit",
+		"dns-opts": "dns-opt", "default-address-pools": "default-address-pool", "default-ulimits": "default-ulimit", "runtimes": "add-runtime",
 	}
 	var unknown []string
 	for k := range keys {
@@ -262,6 +272,39 @@ func (c Config) keeperCgroup() string {
 		return "/berth-keeper-" + k
 	}
 	return "/berth-keeper"
+}
+
+// runtimes gives the runtimes beside the keeper, by name.
+func (c Config) runtimes() (map[string]task.Foreign, error) {
+	all := map[string]task.Foreign{}
+	for name, path := range c.AddRuntimes {
+		all[name] = task.Foreign{Path: path}
+	}
+	for name, r := range c.Runtimes {
+		if len(r.Args) > 0 {
+			return nil, fmt.Errorf("runtime %s: runtimeArgs are not supported: name a script that adds them", name)
+		}
+		all[name] = task.Foreign{Path: r.Path, Type: r.Type}
+	}
+	for name, r := range all {
+		if name == defaultRuntime || name == "" {
+			return nil, fmt.Errorf("runtime name %q is reserved", name)
+		}
+		if (r.Path == "") == (r.Type == "") {
+			return nil, fmt.Errorf("runtime %s: give either a path or a runtimeType", name)
+		}
+	}
+	return all, nil
+}
+
+// runtimeNames tells what there is, for people.
+func (c Config) runtimeNames() map[string]string {
+	names := map[string]string{defaultRuntime: "berth-keeper", "runc": "berth-keeper"}
+	all, _ := c.runtimes() // checked when the daemon started
+	for name, r := range all {
+		names[name] = r.Path + r.Type
+	}
+	return names
 }
 
 // ulimits reads name=soft[:hard].

@@ -45,7 +45,7 @@ func (d *daemon) system(ctx context.Context, f host.Facts, b Build, snapshotter,
 		CgroupDriver: "cgroupfs", CgroupVersion: "1", Kernel: f.Kernel, OperatingSystem: f.Distribution, OSVersion: f.Version, OSType: "linux", Architecture: f.Arch,
 		CPUs: f.CPUs, Memory: f.MemoryBytes, MemoryLimit: f.Controllers["memory"], SwapLimit: f.SwapLimit, CPUCfs: f.Controllers["cpu"], CPUShares: f.Controllers["cpu"],
 		CPUSet: f.Controllers["cpuset"], Pids: f.Controllers["pids"], OomKillDisable: f.CgroupMode != host.CgroupV2, Blkio: f.Controllers["blkio"] || f.Controllers["io"],
-		Runtimes: map[string]string{"berth": "berth-keeper"}, DefaultRuntime: "berth", InitBinary: initPath(c.InitPath), Debug: c.Debug, Labels: c.Labels,
+		Runtimes: d.c.runtimeNames(), DefaultRuntime: d.c.Runtime, InitBinary: initPath(c.InitPath), Debug: c.Debug, Labels: c.Labels,
 		HTTPProxy: os.Getenv("HTTP_PROXY"), HTTPSProxy: os.Getenv("HTTPS_PROXY"), NoProxy: os.Getenv("NO_PROXY"),
 		InsecureRegistries: c.Insecure, Mirrors: c.Mirrors, ContainerdAddress: socket, ContainerdNamespace: "moby",
 	}

@@ -30,6 +30,9 @@ func (s *Service) Create(ctx context.Context, spec Spec, o CreateOptions) (id ID
 	}
 	merge(&spec, image.Config)
 	s.fill(&spec)
+	if !s.o.Runtime.Knows(spec.Runtime) {
+		return "", nil, fault.Invalidf("unknown or invalid runtime name: %s", spec.Runtime)
+	}
 	if warnings, err = s.validate(&spec); err != nil {
 		return "", nil, err
 	}

@@ -63,6 +63,8 @@ type Exit struct {
 // Runtime runs processes. All its calls are safe for concurrent use; calls
 // on different containers do not wait for one another.
 type Runtime interface {
+	// Knows tells whether a container may ask for a runtime by this name.
+	Knows(name string) bool
 	// Create makes the first process, stopped before its program.
 	Create(ctx context.Context, b Bundle) (pid int, p Pipes, err error)
 	// Start lets the first process run its program. The error's text tells

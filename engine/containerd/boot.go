@@ -63,6 +63,12 @@ import (
 // it, so tools that know where to look find them.
 const Namespace = "moby"
 
+// Bundles is where containerd keeps the bundles of our containers that have a
+// shim, below its folder of this boot.
+func Bundles(state string) string {
+	return filepath.Join(state, "io.containerd.runtime.v2.task", Namespace)
+}
+
 // Options of an Engine.
 type Options struct {
 	Root   string // state that lasts
@@ -111,6 +117,9 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(o.Socket), 0o711); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(Bundles(o.State), 0o711); err != nil {
 		return nil, err
 	}
 	for _, s := range []string{o.Socket, o.Socket + ".ttrpc"} {

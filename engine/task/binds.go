@@ -121,7 +121,7 @@ func (h *binds) memoryOf(namespace string) (string, error) {
 // resolve gives a bundle whose mounts' sources are paths of ours wherever
 // somebody hostile could decide about them.
 func (r *Runtime) resolve(b container.Bundle) (container.Bundle, *binds, error) {
-	h := &binds{dir: r.o.Dir, id: b.Container.ID}
+	h := &binds{dir: filepath.Join(r.o.Dir, "binds"), id: b.Container.ID}
 	err := func() (err error) {
 		b.Mounts = slices.Clone(b.Mounts)
 		for i, m := range b.Mounts {

@@ -96,7 +96,7 @@ func TestThePlainSpecificationIsAsWritten(t *testing.T) {
 // spot is one place of a specification, by what it tells.
 type spot func(*specs.Spec) any
 
-func namespaces(s *specs.Spec) any {
+func spaces(s *specs.Spec) any {
 	var list []string
 	for _, n := range s.Linux.Namespaces {
 		list = append(list, strings.TrimSuffix(string(n.Type)+" "+n.Path, " "))
@@ -105,7 +105,7 @@ func namespaces(s *specs.Spec) any {
 	return list
 }
 
-func options(at string) spot {
+func mountOptions(at string) spot {
 	return func(s *specs.Spec) any {
 		var found []string
 		for _, m := range s.Mounts {
@@ -151,28 +151,28 @@ func TestWhatIsAskedForIsInTheSpecification(t *testing.T) {
 			b.Container.Spec.Init, b.Container.Spec.PidMode = &yes, "host"
 		}, at: func(s *specs.Spec) any { return s.Process.Args }, want: []string{"prog", "arg"}},
 
-		"namespaces on v2":      {at: namespaces, want: ns("pid", "ipc", "uts", "cgroup", net)},
-		"namespaces on v1":      {host: v1, at: namespaces, want: ns("pid", "ipc", "uts", net)},
-		"privileged on v2":      {ask: func(b *container.Bundle) { b.Container.Spec.Privileged = true }, at: namespaces, want: ns("pid", "ipc", "uts", "cgroup", net)},
-		"private cgroups on v1": {host: v1, ask: func(b *container.Bundle) { b.Container.Spec.CgroupnsMode = "private" }, at: namespaces, want: ns("pid", "ipc", "uts", "cgroup", net)},
+		"namespaces on v2":      {at: spaces, want: ns("pid", "ipc", "uts", "cgroup", net)},
+		"namespaces on v1":      {host: v1, at: spaces, want: ns("pid", "ipc", "uts", net)},
+		"privileged on v2":      {ask: func(b *container.Bundle) { b.Container.Spec.Privileged = true }, at: spaces, want: ns("pid", "ipc", "uts", "cgroup", net)},
+		"private cgroups on v1": {host: v1, ask: func(b *container.Bundle) { b.Container.Spec.CgroupnsMode = "private" }, at: spaces, want: ns("pid", "ipc", "uts", "cgroup", net)},
 		"all of the host's": {ask: func(b *container.Bundle) {
 			b.NetNS = ""
 			sp := &b.Container.Spec
 			sp.PidMode, sp.IpcMode, sp.UTSMode, sp.CgroupnsMode = "host", "host", "host", "host"
-		}, at: namespaces, want: ns()},
+		}, at: spaces, want: ns()},
 		"those of another": {ask: func(b *container.Bundle) {
 			b.NetNS = ""
 			b.Namespace = map[string]string{"network": "/proc/5/ns/net", "pid": "/proc/5/ns/pid", "ipc": "/proc/5/ns/ipc"}
 			sp := &b.Container.Spec
 			sp.NetworkMode, sp.PidMode, sp.IpcMode = "container:a", "container:a", "container:a"
-		}, at: namespaces, want: ns("cgroup", "uts", "ipc /proc/5/ns/ipc", "network /proc/5/ns/net", "pid /proc/5/ns/pid")},
+		}, at: spaces, want: ns("cgroup", "uts", "ipc /proc/5/ns/ipc", "network /proc/5/ns/net", "pid /proc/5/ns/pid")},
 		"the host's uts keeps its name": {ask: func(b *container.Bundle) { b.Container.Spec.UTSMode = "host" }, at: func(s *specs.Spec) any { return s.Hostname }, want: ""},
 
-		"shared memory has a size":       {ask: func(b *container.Bundle) { b.Container.Spec.ShmSize = 1 << 20 }, at: options("/dev/shm"), want: []string{"tmpfs:nosuid,noexec,nodev,mode=1777,size=1048576"}},
-		"no shared memory with ipc none": {ask: func(b *container.Bundle) { b.Container.Spec.IpcMode = "none" }, at: options("/dev/shm"), want: []string(nil)},
+		"shared memory has a size":       {ask: func(b *container.Bundle) { b.Container.Spec.ShmSize = 1 << 20 }, at: mountOptions("/dev/shm"), want: []string{"tmpfs:nosuid,noexec,nodev,mode=1777,size=1048576"}},
+		"no shared memory with ipc none": {ask: func(b *container.Bundle) { b.Container.Spec.IpcMode = "none" }, at: mountOptions("/dev/shm"), want: []string(nil)},
 		"a person's shared memory wins": {ask: func(b *container.Bundle) {
 			b.Mounts = []container.BundleMount{{Source: "/x", Target: "/dev/shm/", Type: "bind", Options: []string{"rbind"}}}
-		}, at: options("/dev/shm"), want: []string(nil)},
+		}, at: mountOptions("/dev/shm"), want: []string(nil)},
 		"a person's /dev hides the standard ones in it": {ask: func(b *container.Bundle) {
 			b.Mounts = []container.BundleMount{{Source: "/x", Target: "/dev", Type: "bind", Options: []string{"rbind"}}}
 		}, at: func(s *specs.Spec) any {
@@ -193,9 +193,9 @@ func TestWhatIsAskedForIsInTheSpecification(t *testing.T) {
 			}
 			return under
 		}, want: []string{"/a", "/a/b", "/a/b/c"}},
-		"sysfs is read-only":         {at: options("/sys"), want: []string{"sysfs:nosuid,noexec,nodev,ro"}},
-		"sysfs is writable if asked": {ask: func(b *container.Bundle) { b.Container.Spec.Privileged = true }, at: options("/sys"), want: []string{"sysfs:nosuid,noexec,nodev,rw"}},
-		"cgroups are read-only":      {at: options("/sys/fs/cgroup"), want: []string{"cgroup:ro,nosuid,noexec,nodev"}},
+		"sysfs is read-only":         {at: mountOptions("/sys"), want: []string{"sysfs:nosuid,noexec,nodev,ro"}},
+		"sysfs is writable if asked": {ask: func(b *container.Bundle) { b.Container.Spec.Privileged = true }, at: mountOptions("/sys"), want: []string{"sysfs:nosuid,noexec,nodev,rw"}},
+		"cgroups are read-only":      {at: mountOptions("/sys/fs/cgroup"), want: []string{"cgroup:ro,nosuid,noexec,nodev"}},
 		"propagation widens the root": {ask: func(b *container.Bundle) {
 			b.Mounts = []container.BundleMount{{Target: "/a", Type: "bind", Options: []string{"rbind", "rshared"}}}
 		}, at: func(s *specs.Spec) any { return s.Linux.RootfsPropagation }, want: "shared"},

@@ -22,6 +22,9 @@ func (r *Runtime) Stats(_ context.Context, c container.Container) (container.Sta
 	r.mu.Lock()
 	groups := r.cgroups[c.ID]
 	r.mu.Unlock()
+	if f := r.foreign.find(c.ID); f != nil {
+		groups = f.cgroups
+	}
 	if groups == nil {
 		return container.Stats{}, fault.NotFound("container", string(c.ID))
 	}
@@ -194,4 +197,31 @@ func unified(dir string, s *container.Stats) {
 			}
 		}
 	}
+}
+
+// cgroupsOf finds the cgroups of a process: controller ("" on v2) to path.
+func cgroupsOf(pid int) map[string]string {
+	groups := map[string]string{}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return groups
+	}
+	for _, l := range strings.Split(string(b), "\n") {
+		parts := strings.SplitN(l, ":", 3)
+		if len(parts) != 3 || strings.HasPrefix(parts[1], "name=") {
+			continue
+		}
+		for _, controller := range strings.Split(parts[1], ",") {
+			groups[controller] = filepath.Join("/sys/fs/cgroup", controller, parts[2])
+		}
+	}
+	return groups
+}
+
+// oomKilled tells whether the kernel has killed anything in a cgroup for memory.
+func oomKilled(g map[string]string) bool {
+	if g["memory"] != "" {
+		return table(g["memory"], "memory.oom_control")["oom_kill"] > 0
+	}
+	return g[""] != "" && table(g[""], "memory.events")["oom_kill"] > 0
 }

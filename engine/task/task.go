@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/containerd/containerd/v2/client"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -69,6 +70,11 @@ type Options struct {
 	InitPath        string // of a small init (tini); "" where none is installed
 	SeccompProfile  string // "" is moby's default; "unconfined"; else the profile's text
 	NoNewPrivileges bool
+	Shims           *client.Client                  // containerd, for runtimes beside the keeper; nil refuses those
+	ShimPath        string                          // of containerd's shim for OCI runtimes; "" is looked for in the PATH
+	Runtimes        map[string]Foreign              // by the name that containers ask for
+	Ended           map[container.ID]container.Exit // what the function of this name told before containerd started
+	Namespace       string                          // of containerd; "" is moby
 	Logger          *slog.Logger
 }
 
@@ -78,6 +84,7 @@ type Runtime struct {
 	log      *slog.Logger
 	facts    facts
 	profiles sync.Map // capabilities → seccomp profile
+	foreign  *foreign // nil without shims
 
 	mu      sync.Mutex
 	cgroups map[container.ID]map[string]string
@@ -102,7 +109,7 @@ func New(o Options) (*Runtime, error) {
 	if o.Dir == "" {
 		o.Dir = "/run/berth/task"
 	}
-	if err := cleanBinds(o.Dir); err != nil {
+	if err := cleanBinds(filepath.Join(o.Dir, "binds")); err != nil {
 		return nil, err
 	}
 	h := host.Look()
@@ -114,6 +121,9 @@ func New(o Options) (*Runtime, error) {
 		cgroup2: h.CgroupMode == host.CgroupV2, swapLimit: h.SwapLimit, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
 		capabilities: caps, rlimits: hardLimits(), oomScore: ownOOMScore(),
 	}}
+	if r.foreign, err = newForeign(context.Background(), o); err != nil {
+		return nil, err
+	}
 	all, err := o.Keeper.List(context.Background())
 	if err != nil {
 		return nil, err
@@ -142,8 +152,17 @@ func (r *Runtime) Create(ctx context.Context, b container.Bundle) (int, containe
 	if err != nil {
 		return 0, container.Pipes{}, err
 	}
-	started, err := r.o.Keeper.Create(ctx, string(c.ID), s, Streams{TTY: c.Spec.TTY, Stdin: c.Spec.OpenStdin, Stdout: true, Stderr: !c.Spec.TTY})
+	other, own, err := r.foreign.runtime(c.Spec.Runtime)
 	if err != nil {
+		return 0, container.Pipes{}, err
+	}
+	streams := Streams{TTY: c.Spec.TTY, Stdin: c.Spec.OpenStdin, Stdout: true, Stderr: !c.Spec.TTY}
+	var started Started
+	if !own {
+		if started, err = r.foreign.create(ctx, other, c, s, streams); err != nil {
+			return 0, container.Pipes{}, word("failed to create task for container: ", err)
+		}
+	} else if started, err = r.o.Keeper.Create(ctx, string(c.ID), s, streams); err != nil {
 		return 0, container.Pipes{}, word("failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: ", err)
 	}
 	r.mu.Lock()
@@ -176,6 +195,12 @@ func word(prefix string, err error) error {
 
 // Start lets the first process run its program.
 func (r *Runtime) Start(ctx context.Context, id container.ID) error {
+	if s := r.foreign.find(id); s != nil {
+		if err := s.task.Start(r.foreign.in(ctx)); err != nil {
+			return word("failed to start task for container: ", err)
+		}
+		return nil
+	}
 	if err := r.o.Keeper.Start(ctx, string(id)); err != nil {
 		return word("failed to start task for container: ", err)
 	}
@@ -206,8 +231,13 @@ func (r *Runtime) Exec(ctx context.Context, id container.ID, execID string, c co
 	if s.Privileged {
 		p.ApparmorProfile = ""
 	}
-	started, err := r.o.Keeper.Exec(ctx, string(id), execID, p, Streams{TTY: s.TTY, Stdin: s.Stdin, Stdout: true, Stderr: !s.TTY})
-	if err != nil {
+	streams := Streams{TTY: s.TTY, Stdin: s.Stdin, Stdout: true, Stderr: !s.TTY}
+	var started Started
+	if f := r.foreign.find(id); f != nil {
+		if started, err = r.foreign.exec(ctx, f, id, execID, p, streams); err != nil {
+			return 0, none, word("", err)
+		}
+	} else if started, err = r.o.Keeper.Exec(ctx, string(id), execID, p, streams); err != nil {
 		return 0, none, word("OCI runtime exec failed: exec failed: ", err)
 	}
 	return started.Pid, started.Pipes, nil
@@ -215,26 +245,45 @@ func (r *Runtime) Exec(ctx context.Context, id container.ID, execID string, c co
 
 // Pipes gives the streams of a process found again after a restart.
 func (r *Runtime) Pipes(ctx context.Context, id container.ID, execID string) (container.Pipes, error) {
+	if r.foreign.find(id) != nil {
+		return openPipes(r.foreign.pipes(id, execID))
+	}
 	return r.o.Keeper.Pipes(ctx, string(id), execID)
 }
 
 // Kill sends a signal to one process.
 func (r *Runtime) Kill(ctx context.Context, id container.ID, execID string, sig syscall.Signal) error {
+	if s := r.foreign.find(id); s != nil {
+		return r.foreign.kill(ctx, s, execID, sig)
+	}
 	return r.o.Keeper.Kill(ctx, string(id), execID, int(sig))
 }
 
 // Resize sets a terminal's size in characters.
 func (r *Runtime) Resize(ctx context.Context, id container.ID, execID string, height, width uint16) error {
+	if s := r.foreign.find(id); s != nil {
+		p, err := r.foreign.process(s, execID)
+		if err != nil {
+			return err
+		}
+		return p.Resize(r.foreign.in(ctx), uint32(width), uint32(height))
+	}
 	return r.o.Keeper.Resize(ctx, string(id), execID, height, width)
 }
 
 // CloseStdin lets a process see the end of its input.
 func (r *Runtime) CloseStdin(ctx context.Context, id container.ID, execID string) error {
+	if s := r.foreign.find(id); s != nil {
+		return r.foreign.closeInput(ctx, s, execID)
+	}
 	return r.o.Keeper.CloseStdin(ctx, string(id), execID)
 }
 
 // Pause freezes a container.
 func (r *Runtime) Pause(ctx context.Context, id container.ID) error {
+	if s := r.foreign.find(id); s != nil {
+		return s.task.Pause(r.foreign.in(ctx))
+	}
 	err := r.o.Keeper.Pause(ctx, string(id))
 	if err != nil && (errors.Is(err, fault.ErrNotFound) || strings.Contains(err.Error(), "not running")) {
 		return fault.Conflictf("container %s is not running", id)
@@ -244,6 +293,9 @@ func (r *Runtime) Pause(ctx context.Context, id container.ID) error {
 
 // Resume thaws it.
 func (r *Runtime) Resume(ctx context.Context, id container.ID) error {
+	if s := r.foreign.find(id); s != nil {
+		return s.task.Resume(r.foreign.in(ctx))
+	}
 	return r.o.Keeper.Resume(ctx, string(id))
 }
 
@@ -257,16 +309,28 @@ func (r *Runtime) Update(ctx context.Context, c container.Container, res contain
 	if err != nil {
 		return err
 	}
+	if s := r.foreign.find(c.ID); s != nil {
+		return s.task.Update(r.foreign.in(ctx), client.WithResources(out))
+	}
 	return r.o.Keeper.Update(ctx, string(c.ID), out)
 }
 
 // Pids lists a container's processes as the host numbers them.
 func (r *Runtime) Pids(ctx context.Context, id container.ID) ([]int, error) {
+	if s := r.foreign.find(id); s != nil {
+		return r.foreign.pids(ctx, s)
+	}
 	return r.o.Keeper.Pids(ctx, string(id))
 }
 
 // Delete forgets an exited process; what may be left of a container is killed.
 func (r *Runtime) Delete(ctx context.Context, id container.ID, execID string) error {
+	if s := r.foreign.find(id); s != nil {
+		return r.foreign.delete(ctx, s, id, execID)
+	}
+	if execID == "" && r.foreign.forget(id) {
+		return nil
+	}
 	err := r.o.Keeper.Delete(ctx, string(id), execID)
 	if execID == "" && err == nil {
 		r.mu.Lock()
@@ -288,7 +352,7 @@ func (r *Runtime) Tasks(ctx context.Context) ([]container.Task, error) {
 			tasks = append(tasks, p.Task)
 		}
 	}
-	return tasks, nil
+	return append(tasks, r.foreign.list(ctx)...), nil
 }
 
 // Exits delivers each exit, those first that happened while nobody listened.
@@ -298,8 +362,18 @@ func (r *Runtime) Exits(ctx context.Context) <-chan container.Exit {
 	out := make(chan container.Exit)
 	go func() {
 		defer close(out)
+		var others chan container.Exit
+		if r.foreign != nil {
+			others = r.foreign.exits
+		}
 		for {
 			select {
+			case e := <-others:
+				select {
+				case out <- e:
+				case <-ctx.Done():
+					return
+				}
 			case e := <-r.o.Keeper.Exits():
 				select {
 				case out <- e:

@@ -118,6 +118,12 @@ func program(peer bool) (string, error) {
 			return "", fmt.Errorf("build %s: %w: %s", name, err, out)
 		}
 	}
+	// Of the linked containerd's release, as the Makefile installs it.
+	cmd := exec.Command("go", "build", "-o", filepath.Join(bin, "containerd-shim-runc-v2"), "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2")
+	cmd.Dir, cmd.Env = tree, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the shim: %w: %s", err, out)
+	}
 	return filepath.Join(bin, "berthd"), nil
 }
 
