@@ -41,7 +41,7 @@ func (d *daemon) system(ctx context.Context, f host.Facts, b Build, snapshotter,
 	r.static = system.Info{
 		ID: id, Name: f.Hostname, DataRoot: c.DataRoot, Started: time.Now(), StorageDriver: driverName(snapshotter),
 		StorageStatus: [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}, {"snapshotter", snapshotter}},
-		LogDriver:     c.LogDriver, LogDrivers: output.Drivers(), NetworkDrivers: []string{"bridge", "host", "null"}, VolumeDrivers: []string{"local"},
+		LogDriver:     c.LogDriver, LogDrivers: output.Drivers(), NetworkDrivers: []string{"bridge", "host", "ipvlan", "macvlan", "null"}, VolumeDrivers: []string{"local"},
 		CgroupDriver: "cgroupfs", CgroupVersion: "1", Kernel: f.Kernel, OperatingSystem: f.Distribution, OSVersion: f.Version, OSType: "linux", Architecture: f.Arch,
 		CPUs: f.CPUs, Memory: f.MemoryBytes, MemoryLimit: f.Controllers["memory"], SwapLimit: f.SwapLimit, CPUCfs: f.Controllers["cpu"], CPUShares: f.Controllers["cpu"],
 		CPUSet: f.Controllers["cpuset"], Pids: f.Controllers["pids"], OomKillDisable: f.CgroupMode != host.CgroupV2, Blkio: f.Controllers["blkio"] || f.Controllers["io"],
