@@ -3,16 +3,11 @@ package containerd
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"runtime"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/diff"
-	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/pkg/rootfs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -21,13 +16,6 @@ import (
 	"github.com/berth-project/berth/format/dockerchange"
 	"github.com/berth-project/berth/lib/fault"
 )
-
-func rdev(info fs.FileInfo) uint64 {
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return st.Rdev
-	}
-	return 1
-}
 
 // Commit makes an image of a container's root and returns its id.
 func (l *Library) Commit(ctx context.Context, o image.CommitInput) (string, error) {
@@ -61,11 +49,10 @@ func (l *Library) Commit(ctx context.Context, o image.CommitInput) (string, erro
 		return "", err
 	}
 	defer done()
-	layer, err := rootfs.CreateDiff(ctx, string(o.ContainerID), l.c.SnapshotService(l.sn), l.c.DiffService(), diff.WithMediaType(ocispec.MediaTypeImageLayer))
+	layer, err := l.layerOf(ctx, o.ContainerID)
 	if err != nil {
 		return "", err
 	}
-	layer.MediaType = images.MediaTypeDockerSchema2Layer
 	now := time.Now().UTC()
 	spec.Created, spec.Author = &now, o.Author
 	spec.RootFS.DiffIDs = append(spec.RootFS.DiffIDs, layer.Digest)

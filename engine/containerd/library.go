@@ -418,10 +418,15 @@ func (l *Library) name(ctx context.Context, name string, desc ocispec.Descriptor
 	if !strings.HasPrefix(name, danglingPrefix) {
 		// A name makes a dangling image of the same content a named one.
 		dangling := danglingPrefix + desc.Digest.String()
-		if err := store.Delete(ctx, dangling); err != nil && !errdefs.IsNotFound(err) {
-			return err
+		l.mu.RLock()
+		was := l.names[dangling] != nil
+		l.mu.RUnlock()
+		if was {
+			if err := store.Delete(ctx, dangling); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+			changed = append(changed, dangling)
 		}
-		changed = append(changed, dangling)
 	}
 	return l.reload(ctx, changed...)
 }

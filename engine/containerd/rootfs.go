@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -73,17 +72,22 @@ func (r *RootFS) Prepare(ctx context.Context, id container.ID, imageID string, s
 	if len(storageOpt) > 0 {
 		return fault.Invalidf("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
 	}
-	parent := ""
+	var t *target // of no image
 	if imageID != "" {
-		_, t, err := r.l.find(imageID)
-		if err != nil {
+		var err error
+		if _, t, err = r.l.find(imageID); err != nil {
 			return err
 		}
-		parent = t.top()
 	}
 	// A root for the garbage collector: the container's row owns it.
 	label := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": time.Now().UTC().Format(time.RFC3339)})
-	_, err := r.snapshots().Prepare(in(ctx), string(id), parent, label)
+	_, err := r.snapshots().Prepare(in(ctx), string(id), initKey(t), label)
+	if errdefs.IsNotFound(err) { // the first container of this image
+		if err := r.l.makeInit(ctx, t); err != nil {
+			return err
+		}
+		_, err = r.snapshots().Prepare(in(ctx), string(id), initKey(t), label)
+	}
 	return err
 }
 
@@ -250,66 +254,4 @@ func (l *Library) layerPaths(ctx context.Context, t *target) map[string]string {
 	}
 	t.paths.Store(&data)
 	return data
-}
-
-// Changes lists what differs from the image, by looking at the upper layer
-// (Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
-func (r *RootFS) Changes(ctx context.Context, id container.ID) ([]container.Change, error) {
-	data, err := r.Layers(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	upper := data["UpperDir"]
-	if upper == "" {
-		return nil, fault.Unsupportedf("changes are known only with the overlay snapshotter")
-	}
-	var lower []string
-	if data["LowerDir"] != "" {
-		lower = strings.Split(data["LowerDir"], ":")
-	}
-	below := func(rel string) bool {
-		for _, dir := range lower {
-			info, err := os.Lstat(filepath.Join(dir, rel))
-			if err == nil {
-				return !whiteout(info)
-			}
-		}
-		return false
-	}
-	var list []container.Change
-	err = filepath.WalkDir(upper, func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		rel := strings.TrimPrefix(path, upper)
-		if rel == "" {
-			return nil
-		}
-		info, err := e.Info()
-		if err != nil {
-			return err
-		}
-		kind := 1
-		switch {
-		case whiteout(info):
-			kind = 2
-		case below(rel):
-			kind = 0
-		}
-		list = append(list, container.Change{Path: rel, Kind: kind})
-		return nil
-	})
-	slices.SortFunc(list, func(a, b container.Change) int { return strings.Compare(a.Path, b.Path) })
-	return list, err
-}
-
-func whiteout(info fs.FileInfo) bool {
-	st, ok := info.Sys().(*unix.Stat_t)
-	if !ok {
-		return info.Mode()&os.ModeCharDevice != 0 && rdev(info) == 0
-	}
-	return st.Rdev == 0 && info.Mode()&os.ModeCharDevice != 0
 }
