@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -88,6 +89,7 @@ type Runtime struct {
 
 	mu      sync.Mutex
 	cgroups map[container.ID]map[string]string
+	waiting map[container.ID]int // pids of created processes
 }
 
 type facts struct {
@@ -117,7 +119,7 @@ func New(o Options) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Runtime{o: o, log: o.Logger, cgroups: map[container.ID]map[string]string{}, facts: facts{
+	r := &Runtime{o: o, log: o.Logger, cgroups: map[container.ID]map[string]string{}, waiting: map[container.ID]int{}, facts: facts{
 		cgroup2: h.CgroupMode == host.CgroupV2, swapLimit: h.SwapLimit, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
 		capabilities: caps, rlimits: hardLimits(), oomScore: ownOOMScore(),
 	}}
@@ -166,7 +168,7 @@ func (r *Runtime) Create(ctx context.Context, b container.Bundle) (int, containe
 		return 0, container.Pipes{}, word("failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: ", err)
 	}
 	r.mu.Lock()
-	r.cgroups[c.ID] = started.Cgroups
+	r.cgroups[c.ID], r.waiting[c.ID] = started.Cgroups, started.Pid
 	r.mu.Unlock()
 	return started.Pid, started.Pipes, nil
 }
@@ -201,10 +203,42 @@ func (r *Runtime) Start(ctx context.Context, id container.ID) error {
 		}
 		return nil
 	}
+	r.mu.Lock()
+	waiting := r.waiting[id]
+	delete(r.waiting, id)
+	r.mu.Unlock()
+	before := comm(waiting)
 	if err := r.o.Keeper.Start(ctx, string(id)); err != nil {
 		return word("failed to start task for container: ", err)
 	}
+	replaced(waiting, before)
 	return nil
+}
+
+// Bounds of the wait for a program to have taken its process over.
+const (
+	replaceLimit = 250 * time.Millisecond
+	replaceStep  = 100 * time.Microsecond
+)
+
+// replaced waits until a process runs its program, or is gone: who has
+// started a container must not see its maker in it.
+func replaced(pid int, before string) {
+	for end := time.Now().Add(replaceLimit); before != "" && comm(pid) == before && time.Now().Before(end); {
+		time.Sleep(replaceStep)
+	}
+}
+
+// comm is a process's name, which exec changes; "" of none.
+func comm(pid int) string {
+	if pid == 0 {
+		return ""
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return ""
+	}
+	return string(b)
 }
 
 // Exec starts a further process. c is the container it runs in.
@@ -335,6 +369,7 @@ func (r *Runtime) Delete(ctx context.Context, id container.ID, execID string) er
 	if execID == "" && err == nil {
 		r.mu.Lock()
 		delete(r.cgroups, id)
+		delete(r.waiting, id)
 		r.mu.Unlock()
 	}
 	return err
