@@ -41,7 +41,11 @@ func (r *Runtime) process(root string, c container.Container, s processSpec) (*s
 	p := &specs.Process{
 		Terminal: s.tty, Args: s.args, Cwd: s.cwd,
 		Env: environment(c, s), NoNewPrivileges: r.o.NoNewPrivileges,
-		ApparmorProfile: c.AppArmorProfile, SelinuxLabel: c.ProcessLabel,
+		SelinuxLabel: c.ProcessLabel,
+	}
+	var err error
+	if p.ApparmorProfile, err = r.profile(c, s.privileged); err != nil {
+		return nil, err
 	}
 	if p.Cwd == "" {
 		p.Cwd = "/"

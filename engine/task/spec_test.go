@@ -287,6 +287,41 @@ func TestWhatCannotBeIsRefusedByName(t *testing.T) {
 	}
 }
 
+func TestAppArmorProfilesAreChosen(t *testing.T) {
+	for name, c := range map[string]struct {
+		host       bool
+		option     string
+		privileged bool // the container
+		exec       bool // a privileged exec
+		want       string
+		fails      bool
+	}{
+		"no AppArmor":                           {want: ""},
+		"no AppArmor and unconfined":            {option: "apparmor=unconfined", want: ""},
+		"no AppArmor and a profile":             {option: "apparmor=mine", fails: true},
+		"a profile":                             {host: true, option: "apparmor=mine", want: "mine"},
+		"a profile in Docker's old form":        {host: true, option: "apparmor:mine", want: "mine"},
+		"unconfined":                            {host: true, option: "apparmor=unconfined", want: "unconfined"},
+		"privileged":                            {host: true, privileged: true, want: "unconfined"},
+		"privileged with a profile":             {host: true, privileged: true, option: "apparmor=mine", want: "mine"},
+		"a privileged exec leaves the profile":  {host: true, exec: true, option: "apparmor=mine", want: "unconfined"},
+		"a privileged exec leaves the standard": {host: true, exec: true, want: "unconfined"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := fixed(t, func(r *Runtime) { r.facts.appArmor = c.host })
+			var x container.Container
+			x.Spec.Privileged = c.privileged
+			if c.option != "" {
+				x.Spec.SecurityOpt = []string{c.option}
+			}
+			got, err := r.profile(x, c.privileged || c.exec)
+			if got != c.want || (err != nil) != c.fails {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+}
+
 func TestALargePasswdIsRefused(t *testing.T) {
 	b := bundle(t, nil)
 	if err := os.Truncate(filepath.Join(b.Root, "etc/passwd"), accountLimit+1); err != nil {

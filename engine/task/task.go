@@ -84,8 +84,9 @@ type Runtime struct {
 	o        Options
 	log      *slog.Logger
 	facts    facts
-	profiles sync.Map // capabilities → seccomp profile
-	foreign  *foreign // nil without shims
+	profiles sync.Map   // capabilities → seccomp profile
+	foreign  *foreign   // nil without shims
+	parser   sync.Mutex // one AppArmor profile is loaded at a time
 
 	mu      sync.Mutex
 	cgroups map[container.ID]map[string]string
@@ -95,6 +96,7 @@ type Runtime struct {
 type facts struct {
 	cgroup2      bool
 	swapLimit    bool
+	appArmor     bool
 	sysResource  bool
 	seccomp      bool
 	oomScore     int
@@ -120,7 +122,7 @@ func New(o Options) (*Runtime, error) {
 		return nil, err
 	}
 	r := &Runtime{o: o, log: o.Logger, cgroups: map[container.ID]map[string]string{}, waiting: map[container.ID]int{}, facts: facts{
-		cgroup2: h.CgroupMode == host.CgroupV2, swapLimit: h.SwapLimit, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
+		cgroup2: h.CgroupMode == host.CgroupV2, swapLimit: h.SwapLimit, appArmor: h.AppArmor, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
 		capabilities: caps, rlimits: hardLimits(), oomScore: ownOOMScore(),
 	}}
 	if r.foreign, err = newForeign(context.Background(), o); err != nil {
@@ -261,9 +263,6 @@ func (r *Runtime) Exec(ctx context.Context, id container.ID, execID string, c co
 	}
 	if err != nil {
 		return 0, none, err
-	}
-	if s.Privileged {
-		p.ApparmorProfile = ""
 	}
 	streams := Streams{TTY: s.TTY, Stdin: s.Stdin, Stdout: true, Stderr: !s.TTY}
 	var started Started
