@@ -20,6 +20,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/plugin"
 	units "github.com/docker/go-units"
 
 	"github.com/berth-project/berth/app/welcome"
@@ -34,11 +35,13 @@ import (
 	"github.com/berth-project/berth/engine/files"
 	"github.com/berth-project/berth/engine/firewall"
 	"github.com/berth-project/berth/engine/keeper"
+	keeperplugin "github.com/berth-project/berth/engine/keeper/plugin"
 	"github.com/berth-project/berth/engine/output"
 	"github.com/berth-project/berth/engine/proxy"
 	"github.com/berth-project/berth/engine/resolver"
 	"github.com/berth-project/berth/engine/task"
 	enginevolume "github.com/berth-project/berth/engine/volume"
+	"github.com/berth-project/berth/lib/fault"
 	"github.com/berth-project/berth/lib/host"
 	"github.com/berth-project/berth/store"
 )
@@ -200,10 +203,18 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		return err
 	}
 	d.later(d.closeKeeper)
+	// containerd's clients have a realm of their own there.
+	tasks, err := keeper.Connect(ctx, keeper.Options{Dir: filepath.Join(c.ExecRoot, "keeper"), Binary: binary, Cgroup: c.keeperCgroup(), Realm: "containerd", Logger: log})
+	if err != nil {
+		return err
+	}
+	d.later(tasks.Close)
 	socket := filepath.Join(c.ExecRoot, "containerd.sock")
 	state := filepath.Join(c.ExecRoot, "containerd", "state")
 	ended := task.Ended(ctx, containerd.Bundles(state), log)
-	if d.engine, err = containerd.Boot(ctx, containerd.Options{Root: filepath.Join(c.DataRoot, "containerd"), State: state, Socket: socket, Logger: log}); err != nil {
+	if d.engine, err = containerd.Boot(ctx, containerd.Options{Root: filepath.Join(c.DataRoot, "containerd"), State: state, Socket: socket, Logger: log, Tasks: func(stock plugin.Registration) plugin.Registration {
+		return keeperplugin.Wrap(keeperplugin.Options{Keeper: tasks, Logger: log}, stock)
+	}}); err != nil {
 		return err
 	}
 	d.later(d.engine.Close)
@@ -315,12 +326,12 @@ func (d *daemon) connect() {
 func (d *daemon) closeKeeper() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	all, err := d.keeper.List(ctx)
-	if err == nil && len(all) == 0 {
-		err = d.keeper.Shutdown(ctx)
-		if d.runtime != nil {
-			d.runtime.Close()
-		}
+	err := d.keeper.Shutdown(ctx)
+	switch {
+	case errors.Is(err, fault.ErrConflict):
+		err = nil // it holds containers, of Docker's clients or containerd's
+	case err == nil && d.runtime != nil:
+		d.runtime.Close()
 	}
 	return errors.Join(err, d.keeper.Close())
 }

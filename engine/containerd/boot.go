@@ -74,6 +74,9 @@ type Options struct {
 	Root   string // state that lasts
 	State  string // state of this boot
 	Socket string // where containerd's API is served
+	// Tasks changes the plugin that runs tasks of containerd's clients; nil
+	// leaves all of them to containerd's shims.
+	Tasks  func(stock plugin.Registration) plugin.Registration
 	Logger *slog.Logger
 }
 
@@ -102,7 +105,12 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 	}
 	// containerd speaks logrus; what matters of it comes back as errors.
 	log.L = logrus.NewEntry(&logrus.Logger{Out: os.Stderr, Formatter: &logrus.TextFormatter{DisableColors: true}, Level: logrus.ErrorLevel, Hooks: logrus.LevelHooks{}, ExitFunc: func(int) {}})
-	capture.once.Do(register)
+	capture.once.Do(func() {
+		register()
+		if o.Tasks != nil {
+			replaceTasks(o.Tasks)
+		}
+	})
 	config := &srvconfig.Config{
 		Version: version.ConfigVersion, Root: o.Root, State: o.State,
 		Plugins: map[string]any{
@@ -169,6 +177,19 @@ func register() {
 			return struct{}{}, nil
 		},
 	})
+}
+
+// replaceTasks registers all plugins again, with another one for tasks:
+// containerd's services ask for it by this name.
+func replaceTasks(change func(plugin.Registration) plugin.Registration) {
+	all := registry.Graph(nil)
+	registry.Reset()
+	for _, r := range all {
+		if r.Type == plugins.RuntimePluginV2 && r.ID == "task" {
+			r = change(r)
+		}
+		registry.Register(&r)
+	}
 }
 
 // Client speaks to the engine in process.

@@ -134,6 +134,8 @@ func (e *Engine) Leftovers() ([]string, error) {
 // RemoveCgroups deletes the empty cgroup folders that the peer leaves.
 func (e *Engine) RemoveCgroups() {
 	list := e.cgroups()
+	keepers, _ := filepath.Glob("/sys/fs/cgroup/*/" + strings.Replace(e.cgroup(), "berth-", "berth-keeper-", 1))
+	list = append(list, keepers...)
 	for i := range list {
 		_ = os.Remove(list[len(list)-1-i])
 	}
