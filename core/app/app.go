@@ -14,6 +14,8 @@ type App struct {
 	Project  *types.Project
 	Sources  map[string]Position // where each path of the model ("services.web.image") was written
 	Warnings []string            // what the reader noticed and did not refuse
+	EnvFiles []string            // as the person named them (--env-file)
+	Files    map[string]string   // texts of files that options name, where they came with the model
 }
 
 // Position is a place in a file that a person wrote.

@@ -1,0 +1,70 @@
+package app
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Observed is what there is of one application, as its labels tell.
+type Observed struct {
+	App        string              `json:"app"`
+	Containers []ObservedContainer `json:"containers"` // by service, number, age
+	Networks   []ObservedNetwork   `json:"networks"`
+	Volumes    []ObservedVolume    `json:"volumes"`
+	Images     map[string]Image    `json:"images,omitempty"` // by the name the file uses; absent is not here
+}
+
+// ObservedContainer is one container of an application.
+type ObservedContainer struct {
+	ID           string            `json:"id"`
+	Name         string            `json:"name"`
+	Service      string            `json:"service"`
+	Number       int               `json:"number"` // 0: a one-off
+	OneOff       bool              `json:"one_off,omitempty"`
+	Hook         string            `json:"hook,omitempty"` // a runner of this lifecycle hook
+	Hash         string            `json:"hash"`
+	Image        string            `json:"image"` // digest recorded when it was made
+	ImageVolumes string            `json:"image_volumes,omitempty"`
+	State        string            `json:"state"`            // created, running, paused, restarting, exited, dead
+	Health       string            `json:"health,omitempty"` // starting, healthy, unhealthy
+	ExitCode     int               `json:"exit_code"`
+	Created      time.Time         `json:"created"`
+	Networks     []string          `json:"networks,omitempty"` // ids
+	Volumes      []string          `json:"volumes,omitempty"`  // names of those mounted
+	Ports        []string          `json:"ports,omitempty"`    // wanted on the host: "0.0.0.0:80/tcp"
+	Labels       map[string]string `json:"-"`
+}
+
+// ObservedNetwork is a network by the label of an application, or one of a wanted name.
+type ObservedNetwork struct {
+	ID   string `json:"id"`
+	Name string `json:"name"`
+	Key  string `json:"key,omitempty"`  // in the file
+	App  string `json:"app,omitempty"`  // whose label it carries
+	Hash string `json:"hash,omitempty"` // "" where it was made by others
+}
+
+// ObservedVolume is a volume by the label of an application, or one of a wanted name.
+type ObservedVolume struct {
+	Name string `json:"name"`
+	Key  string `json:"key,omitempty"`
+	App  string `json:"app,omitempty"`
+	Hash string `json:"hash,omitempty"`
+}
+
+// Image is one that is in the library.
+type Image struct {
+	ID      string    `json:"id"`
+	Tagged  time.Time `json:"tagged,omitzero"`   // when it came under its name
+	Volumes []string  `json:"volumes,omitempty"` // paths its VOLUME names
+}
+
+// sort brings an observation into the one order that plans are made from.
+func (o *Observed) sort() {
+	slices.SortFunc(o.Containers, func(a, b ObservedContainer) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(a.Number, b.Number), a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID))
+	})
+	slices.SortFunc(o.Networks, func(a, b ObservedNetwork) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
+	slices.SortFunc(o.Volumes, func(a, b ObservedVolume) int { return cmp.Compare(a.Name, b.Name) })
+}
