@@ -21,7 +21,7 @@ var may = map[string][]string{
 	"door":    {"core", "lib"},
 	"engine":  {"format", "core", "lib"},
 	"store":   {"core", "lib"},
-	"format":  {"format", "lib"},
+	"format":  {"format", "core", "lib"},
 	"core":    {"core", "lib"},
 	"lib":     {"lib"},
 	"library": {},
