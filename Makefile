@@ -10,6 +10,7 @@ FLAGS    = -trimpath -ldflags "$(LINK)"
 build: packages
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/welcome/rootfs/welcome ./library/welcome
 	CGO_ENABLED=0 go build $(FLAGS) -o bin/berth ./cmd/berth
+	ln -sf berth bin/docker-compose
 	CGO_ENABLED=0 go build $(FLAGS) -o bin/berthd ./cmd/berthd
 	CGO_ENABLED=1 go build -trimpath -ldflags "$(LINK) -linkmode external -extldflags -static" -tags seccomp,netgo,osusergo -o bin/berth-keeper ./cmd/berth-keeper
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o bin/containerd-shim-runc-v2 github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
@@ -37,6 +38,8 @@ bench: build
 
 install: build
 	install -D -m 755 -t $(DESTDIR)/usr/local/bin bin/berth bin/berthd bin/berth-keeper bin/containerd-shim-runc-v2
+	install -d $(DESTDIR)/usr/local/lib/docker/cli-plugins
+	ln -sf ../../../bin/berth $(DESTDIR)/usr/local/lib/docker/cli-plugins/docker-compose
 	install -D -m 644 contrib/systemd/berth.service $(DESTDIR)/etc/systemd/system/berth.service
 
 clean:

@@ -24,8 +24,12 @@ import (
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
+	"github.com/berth-project/berth/cli/compose"
 	"github.com/berth-project/berth/cli/doctor"
+	"github.com/berth-project/berth/cli/locale"
 )
+
+var say = locale.Say
 
 // DefaultHost is where the daemon listens when nobody says otherwise.
 const DefaultHost = "unix:///run/berth/docker.sock"
@@ -39,7 +43,11 @@ type Build struct {
 func Run(ctx context.Context, args []string, b Build) int {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	err := run(ctx, args, b)
+	return exit(ctx, run(ctx, args, b))
+}
+
+// exit says what went wrong and gives the exit code.
+func exit(ctx context.Context, err error) int {
 	var status dockercli.StatusError
 	switch {
 	case err == nil:
@@ -63,10 +71,8 @@ func run(ctx context.Context, args []string, b Build) error {
 	// The docker tree reads its own version from these, for User-Agent and `version`.
 	version.Version, version.GitCommit, version.BuildTime = b.Version, b.Commit, b.Time
 	version.PlatformName = "Berth"
-	if h := os.Getenv("BERTH_HOST"); h != "" {
-		if err := os.Setenv("DOCKER_HOST", h); err != nil {
-			return err
-		}
+	if err := hostFromEnv(); err != nil {
+		return err
 	}
 	docker, err := command.NewDockerCli(command.WithBaseContext(ctx), command.WithUserAgent("Berth-Client/"+b.Version))
 	if err != nil {
@@ -97,6 +103,7 @@ func newRoot(docker *command.DockerCli, b Build) (*dockercli.TopLevelCommand, *c
 		Short: say("A whole container platform in one program", "Una plataforma de contenedores completa en un solo programa"),
 		Example: `  berth run -d -p 8080:8080 welcome
   berth ps
+  berth compose up -d
   berth doctor`,
 		SilenceUsage:          true,
 		SilenceErrors:         true,
@@ -117,10 +124,18 @@ func newRoot(docker *command.DockerCli, b Build) (*dockercli.TopLevelCommand, *c
 	opts, _ := dockercli.SetupRootCommand(cmd)
 	cmd.Flags().BoolP("version", "v", false, "Print version information and quit")
 	commands.AddCommands(cmd, docker)
-	cmd.AddCommand(doctor.New(docker.Out(), DefaultHost))
+	cmd.AddCommand(doctor.New(docker.Out(), DefaultHost), compose.New(docker))
 	cmd.Annotations["additionalHelp"] = say("Is this machine ready for containers? See 'berth doctor'.", "¿Está lista esta máquina para contenedores? Vea 'berth doctor'.")
 	cmd.SetVersionTemplate("Berth version {{.Version}}\n")
 	return dockercli.NewTopLevelCommand(cmd, docker, opts, cmd.Flags()), opts
+}
+
+// hostFromEnv lets BERTH_HOST go before DOCKER_HOST.
+func hostFromEnv() error {
+	if h := os.Getenv("BERTH_HOST"); h != "" {
+		return os.Setenv("DOCKER_HOST", h)
+	}
+	return nil
 }
 
 // chooseHost falls back to Berth's own socket where neither an option, the
@@ -164,17 +179,4 @@ func explain(err error) string {
 			"Ahí no responde ningún demonio de Berth. Inícielo:\n    sudo berthd &                  (o: sudo systemctl start berth)\nExamine esta máquina:\n    berth doctor")
 	}
 	return msg
-}
-
-// say chooses by the locale between English and Spanish.
-func say(english, spanish string) string {
-	for _, k := range []string{"LC_ALL", "LC_MESSAGES", "LANG"} {
-		if v := os.Getenv(k); v != "" {
-			if strings.HasPrefix(v, "es") {
-				return spanish
-			}
-			return english
-		}
-	}
-	return english
 }

@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"os"
+	"path/filepath"
 
 	"github.com/berth-project/berth/cli"
 )
@@ -12,5 +13,9 @@ import (
 var version, commit, buildTime = "dev", "unknown", "unknown"
 
 func main() {
-	os.Exit(cli.Run(context.Background(), os.Args[1:], cli.Build{Version: version, Commit: commit, Time: buildTime}))
+	b := cli.Build{Version: version, Commit: commit, Time: buildTime}
+	if filepath.Base(os.Args[0]) == "docker-compose" {
+		os.Exit(cli.RunCompose(context.Background(), os.Args[1:], b))
+	}
+	os.Exit(cli.Run(context.Background(), os.Args[1:], b))
 }
