@@ -286,8 +286,13 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		return err
 	}
 	d.later(func() error { d.containers.Shutdown(); return nil })
+	builder, err := d.newBuilder(ctx, binary, snapshotter, runtime)
+	if err != nil {
+		return err
+	}
+	d.later(builder.Close)
 	door, err := docker.New(docker.Options{
-		Containers: d.containers, Images: d.images, Networks: d.networks, Volumes: volume.Volumes{Service: d.volumes}, Events: d.events, Logger: log,
+		Build: builder, Containers: d.containers, Images: d.images, Networks: d.networks, Volumes: volume.Volumes{Service: d.volumes}, Events: d.events, Logger: log,
 		System: d.system(ctx, facts, b, snapshotter, socket),
 	})
 	if err != nil {

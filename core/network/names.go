@@ -137,6 +137,16 @@ func (s *Service) gateway(endpoints []container.Endpoint) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
+// HostGateway is the address that "host-gateway" means; "" where there is none.
+func (s *Service) HostGateway() string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if a := s.gateway(nil); !a.IsUnspecified() {
+		return a.String()
+	}
+	return ""
+}
+
 // hosts writes /etc/hosts as docker does; a container in the host's namespace
 // has the host's own, with what is asked for behind it.
 func (s *Service) hosts(c container.Container, endpoints []container.Endpoint, host bool) []byte {

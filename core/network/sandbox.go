@@ -71,9 +71,7 @@ func (s *Service) Open(ctx context.Context, c container.Container) (out containe
 	if err := s.serveNames(b, out.NetNS); err != nil {
 		return out, err
 	}
-	for _, e := range b.endpoints {
-		s.publish("connect", s.network(e.NetworkID), "container", out.ID)
-	}
+	s.tell("connect", b.c.Name, b.endpoints, c.ID)
 	out.Endpoints, out.Ports = slices.Clone(b.endpoints), b.ports
 	out.Hosts, out.Resolv = s.hosts(c, b.endpoints, false), s.resolv(c, b.resolver)
 	return out, nil
@@ -317,10 +315,19 @@ func (s *Service) Close(_ context.Context, c container.Container) error {
 	endpoints := b.endpoints
 	s.forget(b)
 	err := s.close(b)
-	for _, e := range endpoints {
-		s.publish("disconnect", s.network(e.NetworkID), "container", string(c.ID))
-	}
+	s.tell("disconnect", b.c.Name, endpoints, c.ID)
 	return err
+}
+
+// tell publishes what happens to a container's endpoints. What has no name is
+// a step of a build: nobody knows it.
+func (s *Service) tell(action, name string, endpoints []container.Endpoint, id container.ID) {
+	if name == "" {
+		return
+	}
+	for _, e := range endpoints {
+		s.publish(action, s.network(e.NetworkID), "container", string(id))
+	}
 }
 
 func (s *Service) close(b *box) error {

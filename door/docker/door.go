@@ -34,7 +34,7 @@ type Options struct {
 	System     System
 	Events     Events
 	Logger     *slog.Logger
-	Build      http.Handler // serves /build, /session and /grpc where there is a builder
+	Build      Builder // nil where there is none
 }
 
 // Door is the http.Handler of the Docker Engine API.

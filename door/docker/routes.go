@@ -81,10 +81,10 @@ func (d *Door) routes() []route {
 			return nil
 		}, 25},
 		{"POST", "/build", d.build, 0},
-		{"POST", "/build/prune", d.build, 31},
-		{"POST", "/build/cancel", d.build, 31},
-		{"POST", "/session", d.build, 31},
-		{"POST", "/grpc", d.build, 31},
+		{"POST", "/build/prune", d.pruneBuild, 31},
+		{"POST", "/build/cancel", d.cancelBuild, 31},
+		{"POST", "/session", d.session, 31},
+		{"POST", "/grpc", d.grpc, 31},
 	}, d.swarmRoutes()...)
 }
 
@@ -110,14 +110,6 @@ func unsupported(what string) handler {
 	return func(http.ResponseWriter, *request) error {
 		return fault.Unsupportedf("%s: not supported by Berth", what)
 	}
-}
-
-func (d *Door) build(w http.ResponseWriter, r *request) error {
-	if d.o.Build == nil {
-		return fault.Unsupportedf("this daemon has no builder: build elsewhere and use docker load")
-	}
-	d.o.Build.ServeHTTP(w, r.Request)
-	return nil
 }
 
 // cutVerb splits "library/redis/json" into a name and one of the verbs.

@@ -304,8 +304,12 @@ func (d *Door) diskUsage(w http.ResponseWriter, r *request) error {
 		fresh["VolumeUsage"] = usage(active, len(items), total, free, items, r)
 	}
 	if want("build-cache") {
-		old["BuildCache"] = []any{}
-		fresh["BuildCacheUsage"] = usage(0, 0, 0, 0, []any{}, r)
+		items, active, total, free, err := d.cacheUsage(r)
+		if err != nil {
+			return err
+		}
+		old["BuildCache"] = items
+		fresh["BuildCacheUsage"] = usage(active, len(items), total, free, items, r)
 	}
 	if r.version < 52 {
 		writeJSON(w, http.StatusOK, old)

@@ -256,6 +256,10 @@ func (l *Library) find(ref string) (name string, t *target, err error) {
 		if v := l.variants[id]; v != nil {
 			return "", v, nil
 		}
+		// Some clients name an image by its manifest or index.
+		if t := l.targets[digest.Digest(id)]; t != nil {
+			return "", t, nil
+		}
 		return "", nil, missing
 	}
 	if strings.HasPrefix(ref, "sha256:") && len(ref) == 71 {

@@ -183,25 +183,28 @@ func (r *registries) endpoint(ctx context.Context, domain, scheme, host string, 
 func (r *registries) resolver(ctx context.Context, a *image.Auth, tracker docker.StatusTracker) remotes.Resolver {
 	return docker.NewResolver(docker.ResolverOptions{
 		Tracker: tracker, Headers: http.Header{"User-Agent": {userAgent}},
-		Hosts: func(domain string) ([]docker.RegistryHost, error) {
-			var hosts []docker.RegistryHost
-			for _, m := range r.mirrors[domain] {
-				// What a person gave for the registry is not shown to its mirrors.
-				h, err := r.endpoint(ctx, m.Host, m.Scheme, m.Host, nil)
-				if err != nil {
-					return nil, err
-				}
-				h.Path = strings.TrimSuffix(m.Path, "/") + "/v2"
-				hosts = append(hosts, h)
-			}
-			h, err := r.endpoint(ctx, domain, "https", registryHost(domain), a)
-			if err != nil {
-				return nil, err
-			}
-			h.Capabilities |= docker.HostCapabilityPush
-			return append(hosts, h), nil
-		},
+		Hosts: func(domain string) ([]docker.RegistryHost, error) { return r.places(ctx, domain, a) },
 	})
+}
+
+// places lists who serves a domain, its mirrors first.
+func (r *registries) places(ctx context.Context, domain string, a *image.Auth) ([]docker.RegistryHost, error) {
+	var hosts []docker.RegistryHost
+	for _, m := range r.mirrors[domain] {
+		// What a person gave for the registry is not shown to its mirrors.
+		h, err := r.endpoint(ctx, m.Host, m.Scheme, m.Host, nil)
+		if err != nil {
+			return nil, err
+		}
+		h.Path = strings.TrimSuffix(m.Path, "/") + "/v2"
+		hosts = append(hosts, h)
+	}
+	h, err := r.endpoint(ctx, domain, "https", registryHost(domain), a)
+	if err != nil {
+		return nil, err
+	}
+	h.Capabilities |= docker.HostCapabilityPush
+	return append(hosts, h), nil
 }
 
 // registryHost is the host that serves a domain of references.

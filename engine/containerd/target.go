@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -36,6 +37,9 @@ type target struct {
 	others   []*target // of the same index, for other platforms
 	absent   []absentManifest
 	variant  bool // one of the others of an index
+
+	mu   sync.Mutex
+	keys []string // snapshot of each chain: its own id, or where a build has left the tree
 
 	unpacked atomic.Bool
 	paths    atomic.Pointer[map[string]string] // of its layers, once asked for
@@ -170,13 +174,44 @@ func (l *Library) resolveOne(ctx context.Context, desc, manifest ocispec.Descrip
 	return t, l.measure(ctx, t)
 }
 
+// snapshotKeys finds the snapshot of each layer. Layers that were built here
+// lie where their steps ran, as the labels of the configuration say.
+func (l *Library) snapshotKeys(ctx context.Context, t *target) ([]string, error) {
+	info, err := l.c.ContentStore().Info(ctx, t.config.Digest)
+	if err != nil {
+		return nil, err
+	}
+	keys := make([]string, len(t.chains))
+	for i, c := range t.chains {
+		keys[i] = c.String()
+		if k := info.Labels[l.builtLabel(c)]; k != "" {
+			keys[i] = k
+		}
+	}
+	return keys, nil
+}
+
+// builtLabel holds the snapshot of a chain, and holds it from the garbage
+// collector, on the configuration of an image that was built here.
+func (l *Library) builtLabel(chain digest.Digest) string {
+	return "containerd.io/gc.ref.snapshot." + l.sn + "/" + chain.String()
+}
+
 // measure learns whether an image is unpacked, and the sizes of its layers.
 func (l *Library) measure(ctx context.Context, t *target) error {
 	sn := l.c.SnapshotService(l.sn)
+	keys, err := l.snapshotKeys(ctx, t)
+	if err != nil {
+		return err
+	}
 	sizes := make([]int64, len(t.chains))
 	whole := true
-	for i, c := range t.chains {
-		u, err := sn.Usage(ctx, c.String())
+	for i := range t.chains {
+		u, err := sn.Usage(ctx, keys[i])
+		if errdefs.IsNotFound(err) && keys[i] != t.chains[i].String() {
+			keys[i] = t.chains[i].String()
+			u, err = sn.Usage(ctx, keys[i])
+		}
 		if errdefs.IsNotFound(err) {
 			whole = false
 			continue
@@ -186,6 +221,9 @@ func (l *Library) measure(ctx context.Context, t *target) error {
 		}
 		sizes[i] = u.Size
 	}
+	t.mu.Lock()
+	t.keys = keys
+	t.mu.Unlock()
 	t.sizes.Store(&sizes)
 	t.unpacked.Store(whole)
 	return nil
@@ -201,10 +239,12 @@ func (t *target) size() (sum int64) {
 
 // top is the snapshot that containers stand on, "" for an empty image.
 func (t *target) top() string {
-	if len(t.chains) == 0 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.keys) == 0 {
 		return ""
 	}
-	return t.chains[len(t.chains)-1].String()
+	return t.keys[len(t.keys)-1]
 }
 
 func (t *target) platform() ocispec.Platform {

@@ -41,6 +41,15 @@ func (r *Runtime) profile(c container.Container, privileged bool) (string, error
 	return asked, nil
 }
 
+// DefaultProfile gives the AppArmor profile of processes that ask for none,
+// loaded; "" where the host has no AppArmor.
+func (r *Runtime) DefaultProfile() (string, error) {
+	if !r.facts.appArmor {
+		return "", nil
+	}
+	return berthProfile, r.loadProfile()
+}
+
 // loadProfile gives the kernel our profile where it has lost it or never had
 // it; apparmor_parser of the host compiles it.
 func (r *Runtime) loadProfile() error {

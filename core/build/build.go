@@ -1,0 +1,106 @@
+// Package build is the noun for making an image from a Dockerfile: what a
+// client asks for, and what it is told while it is made. It must not know
+// HTTP, nor who builds.
+package build
+
+import (
+	"io"
+	"time"
+
+	"github.com/berth-project/berth/core/image"
+)
+
+// Request is one build. Exactly one of Context, Remote and Session is set.
+type Request struct {
+	ID      string                // of the client's choice, to cancel it by; "" is none
+	Context io.Reader             // an archive of the context, or a bare Dockerfile
+	Remote  string                // address of a git repository or an archive
+	Session string                // id of the client's session, which serves the context
+	Version int                   // 1: told as steps; 2: told as BuildKit tells
+	Auth    map[string]image.Auth // by registry
+
+	Tags         []string
+	Dockerfile   string // path in the context; "" is Dockerfile
+	Target       string
+	Platform     string
+	Args         map[string]string
+	Labels       map[string]string
+	CacheFrom    []string
+	NoCache      bool
+	Pull         bool
+	Network      string   // "", default, none, host
+	ExtraHosts   []string // "name:address"
+	ShmSize      int64    // bytes; 0: the default
+	Ulimits      []Ulimit
+	Limits       map[string]string // of each step: memory, memswap, cpushares, cpuperiod, cpuquota, cpusetcpus, cpusetmems
+	CgroupParent string
+	// Outputs beside, or in place of, an image of the engine; none is an image.
+	Outputs []Output
+}
+
+// Ulimit is one limit of steps' processes.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
+}
+
+// Output is one place for what was built.
+type Output struct {
+	Type  string
+	Attrs map[string]string
+}
+
+// Instruction is one line of a Dockerfile that has a part in a build.
+type Instruction struct {
+	Text string
+	Step string // how the name of its Step begins: "2/3" or "stage 2/3"; "" where it makes none
+}
+
+// Step is what is known of a step now.
+type Step struct {
+	ID                 string
+	Name               string // "[2/3] RUN …"
+	Started, Completed *time.Time
+	Cached             bool
+	Error              string
+}
+
+// Log is output of a step.
+type Log struct {
+	Step   string // id
+	Stream int    // 1 or 2
+	Data   []byte
+}
+
+// Progress is one piece of news; any field may be empty.
+type Progress struct {
+	Plan     []Instruction // comes first, where the Dockerfile is known beforehand
+	Steps    []Step
+	Logs     []Log
+	Warnings []string
+	Raw      []byte // for Version 2: BuildKit's StatusResponse
+}
+
+// Result of a build.
+type Result struct {
+	ImageID string // "" where the output was no image
+}
+
+// Record is one thing in the cache.
+type Record struct {
+	ID, Type, Description string
+	Parents               []string
+	InUse, Shared         bool
+	Size                  int64
+	Created               time.Time
+	LastUsed              *time.Time
+	Uses                  int
+}
+
+// PruneOptions say what of the cache goes.
+type PruneOptions struct {
+	All                                       bool
+	ReservedSpace, MaxUsedSpace, MinFreeSpace int64 // bytes; 0: no bound
+	UnusedFor                                 time.Duration
+	Filters                                   []string // "type==regular", …
+}

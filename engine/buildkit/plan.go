@@ -1,0 +1,189 @@
+package buildkit
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"github.com/berth-project/berth/core/build"
+	"github.com/berth-project/berth/lib/inflate"
+)
+
+// maxDockerfile bounds what is read of a Dockerfile, in bytes.
+const maxDockerfile = 4 << 20
+
+// spool keeps a context on disk, without a name, until it is closed: BuildKit
+// reads it when it is ready for it.
+func (b *Builder) spool(r io.Reader) (*os.File, error) {
+	dir := filepath.Join(b.o.Root, "contexts")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	f, err := os.CreateTemp(dir, "context")
+	if err != nil {
+		return nil, err
+	}
+	err = os.Remove(f.Name())
+	if err == nil {
+		_, err = io.Copy(f, r)
+	}
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("read context: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// plan lists the instructions that a build goes through, in the order of the
+// Dockerfile; nil where that cannot be told. The file is rewound.
+func plan(f *os.File, r build.Request) []build.Instruction {
+	defer func() { _, _ = f.Seek(0, io.SeekStart) }()
+	text, err := dockerfileOf(f, r.Dockerfile)
+	if err != nil {
+		return nil
+	}
+	parsed, err := parser.Parse(bytes.NewReader(text))
+	if err != nil {
+		return nil // BuildKit tells it better
+	}
+	stages, meta, err := instructions.Parse(parsed.AST, linter.New(&linter.Config{}))
+	if err != nil || len(stages) == 0 {
+		return nil
+	}
+	var list []build.Instruction
+	for _, a := range meta {
+		list = append(list, build.Instruction{Text: a.String()})
+	}
+	used := reachable(stages, r.Target)
+	for i, s := range stages {
+		if used[i] {
+			list = append(list, stagePlan(stages, i, s, len(stages) > 1)...)
+		}
+	}
+	return list
+}
+
+func dockerfileOf(r io.Reader, name string) ([]byte, error) {
+	if name == "" {
+		name = "Dockerfile"
+	}
+	plain, err := inflate.NewReader(r)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	for t := tar.NewReader(plain); ; {
+		h, err := t.Next()
+		if err != nil {
+			return nil, err
+		}
+		if path.Clean("/"+h.Name) == path.Clean("/"+name) && h.Typeflag == tar.TypeReg {
+			return io.ReadAll(io.LimitReader(t, maxDockerfile))
+		}
+	}
+}
+
+// reachable tells which stages the target needs.
+func reachable(stages []instructions.Stage, target string) map[int]bool {
+	find := func(name string, before int) int {
+		if n, err := strconv.Atoi(name); err == nil && n >= 0 && n < before {
+			return n
+		}
+		for i := before - 1; i >= 0; i-- {
+			if name != "" && strings.EqualFold(stages[i].Name, name) {
+				return i
+			}
+		}
+		return -1
+	}
+	last := len(stages) - 1
+	if target != "" {
+		if i := find(target, len(stages)); i >= 0 {
+			last = i
+		}
+	}
+	used := map[int]bool{}
+	for todo := []int{last}; len(todo) > 0; {
+		i := todo[0]
+		todo = todo[1:]
+		if i < 0 || used[i] {
+			continue
+		}
+		used[i] = true
+		todo = append(todo, find(stages[i].BaseName, i))
+		for _, c := range stages[i].Commands {
+			switch c := c.(type) {
+			case *instructions.CopyCommand:
+				todo = append(todo, find(c.From, i))
+			case *instructions.RunCommand:
+				for _, m := range instructions.GetMounts(c) {
+					todo = append(todo, find(m.From, i))
+				}
+			}
+		}
+	}
+	return used
+}
+
+func stagePlan(stages []instructions.Stage, i int, s instructions.Stage, several bool) []build.Instruction {
+	label := ""
+	if several {
+		label = s.Name
+		if label == "" {
+			label = fmt.Sprintf("stage-%d", i)
+		}
+		label += " "
+	}
+	own := slices.ContainsFunc(stages[:i], func(o instructions.Stage) bool { return o.Name != "" && strings.EqualFold(o.Name, s.BaseName) })
+	makes := func(c instructions.Command) bool {
+		switch c.(type) {
+		case *instructions.AddCommand, *instructions.CopyCommand, *instructions.RunCommand, *instructions.WorkdirCommand:
+			return true
+		}
+		return false
+	}
+	total, at := 0, 0
+	if s.BaseName != "scratch" && !own {
+		total = 1
+	}
+	first := total
+	for _, c := range s.Commands {
+		if makes(c) {
+			total++
+		}
+	}
+	step := func() string { at++; return fmt.Sprintf("%s%d/%d", label, at, total) }
+	from := build.Instruction{Text: s.OrigCmd + " " + s.BaseName}
+	if s.Name != "" {
+		from.Text += " AS " + s.Name
+	}
+	if first == 1 {
+		from.Step = step()
+	}
+	list := []build.Instruction{from}
+	for _, c := range s.Commands {
+		one := build.Instruction{Text: fmt.Sprint(c)}
+		if str, ok := c.(fmt.Stringer); ok {
+			one.Text = str.String()
+		}
+		if makes(c) {
+			one.Step = step()
+		}
+		list = append(list, one)
+	}
+	return list
+}
