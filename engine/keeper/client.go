@@ -273,7 +273,7 @@ func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
 
 // inherited names what a keeper gets of the daemon's environment, which may
 // hold credentials and a service manager's sockets.
-var inherited = []string{"PATH", "HOME", "TMPDIR", "GODEBUG", "GOGC", "GOMAXPROCS", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"}
+var inherited = []string{"PATH", "HOME", "TMPDIR", "GODEBUG", "GOGC", "GOMAXPROCS", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "BERTH_KEEPER_STEPS"}
 
 // spawn starts a keeper in a session of its own. It tells through a pipe that
 // it listens.

@@ -62,7 +62,7 @@ func newWorld(t testing.TB) *world {
 		t.Skip("skipped: needs /bin/busybox (busybox-static)")
 	}
 	w := &world{t: t, dir: t.TempDir()}
-	w.group = "/keeper-test-" + filepath.Base(filepath.Dir(w.dir))
+	w.group = "/keeper-test-" + filepath.Base(filepath.Dir(w.dir)) + "-" + filepath.Base(w.dir)
 	if err := os.MkdirAll(filepath.Join(w.dir, "root/bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -49,6 +49,8 @@ func run() error {
 	out := flag.String("o", "", "write a page of Markdown to this file")
 	bin := flag.String("bin", "bin", "folder of Berth's programs")
 	n := flag.Int("n", 20, "repetitions of each measurement")
+	only := flag.String("only", "", "measure only what has this in its name")
+	alone := flag.Bool("alone", false, "leave the peer out")
 	flag.Parse()
 	path, err := filepath.Abs(*bin)
 	if err != nil {
@@ -61,6 +63,9 @@ func run() error {
 	var subjects []subject
 	for _, peer := range []bool{false, true} {
 		name := map[bool]string{false: "berth", true: "docker.io"}[peer]
+		if peer && *alone {
+			continue
+		}
 		e, err := kit.Start(ctx, "bench-"+name, peer)
 		if errors.Is(err, kit.ErrMissing) {
 			fmt.Println("skipped:", err)
@@ -77,13 +82,12 @@ func run() error {
 	}
 	var results []result
 	for _, m := range measurements {
-		r := result{name: m.name, unit: m.unit, more: m.more, goal: m.goal, value: map[string]float64{}}
-		for _, s := range subjects {
-			v, err := m.run(ctx, s.engine, *n)
-			if err != nil {
-				return fmt.Errorf("%s on %s: %w", m.name, s.name, err)
-			}
-			r.value[s.name] = v
+		if !strings.Contains(m.name, *only) {
+			continue
+		}
+		r, err := m.take(ctx, subjects, *n)
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
 		}
 		results = append(results, r)
 		fmt.Println(r.line())
@@ -92,6 +96,42 @@ func run() error {
 		return nil
 	}
 	return os.WriteFile(*out, []byte(page(results)), 0o644)
+}
+
+// take samples the engines in turn, so that what else the machine does meets
+// both alike; the first sample of each warms it up.
+func (m measurement) take(ctx context.Context, subjects []subject, n int) (result, error) {
+	r := result{name: m.name, unit: m.unit, more: m.more, goal: m.goal, value: map[string]float64{}}
+	if m.once > 0 {
+		n = m.once
+	}
+	sample := map[string]func() (float64, error){}
+	for _, s := range subjects {
+		f, end, err := m.begin(ctx, s.engine)
+		if err != nil {
+			return r, fmt.Errorf("%s: %w", s.name, err)
+		}
+		if end != nil {
+			defer end()
+		}
+		sample[s.name] = f
+	}
+	values := map[string][]float64{}
+	for i := range n + 1 {
+		for _, s := range subjects {
+			v, err := sample[s.name]()
+			if err != nil {
+				return r, fmt.Errorf("%s: %w", s.name, err)
+			}
+			if i > 0 {
+				values[s.name] = append(values[s.name], v)
+			}
+		}
+	}
+	for name, list := range values {
+		r.value[name] = median(list)
+	}
+	return r, nil
 }
 
 func (r result) ratio() string {
@@ -112,7 +152,7 @@ func (r result) line() string {
 func page(results []result) string {
 	f := host.Look()
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Measured\n\nWritten by `make bench` on %s, kernel %s, %d processors, %s. Both engines in the same run, one after the other; API over a unix socket.\n\n", f.Distribution, f.Kernel, runtime.NumCPU(), time.Now().UTC().Format("2006-01-02"))
+	fmt.Fprintf(&b, "# Measured\n\nWritten by `make bench` on %s, kernel %s, %d processors, %s. Both engines run side by side and are sampled in turn; each value is a median; API over a unix socket.\n\n", f.Distribution, f.Kernel, runtime.NumCPU(), time.Now().UTC().Format("2006-01-02"))
 	b.WriteString("| what | Berth | docker.io | ratio | first goal |\n|---|---:|---:|---:|---|\n")
 	for _, r := range results {
 		peer := "–"
@@ -124,23 +164,29 @@ func page(results []result) string {
 	return b.String()
 }
 
+// measurement of an engine. begin makes it ready and gives what takes one
+// sample, and what tidies up where that is needed.
 type measurement struct {
 	name, unit, goal string
-	more             bool
-	run              func(ctx context.Context, e *kit.Engine, n int) (float64, error)
+	more             bool // more is better
+	once             int  // samples; 0 takes as many as asked for
+	begin            func(ctx context.Context, e *kit.Engine) (sample func() (float64, error), end func(), err error)
 }
 
 var measurements = []measurement{
-	{"create, start, wait, remove `true`, network none", "ms", "1/8", false, func(ctx context.Context, e *kit.Engine, n int) (float64, error) { return cycles(ctx, e, n, "none") }},
-	{"create, start, wait, remove `true`, bridge", "ms", "1/8", false, func(ctx context.Context, e *kit.Engine, n int) (float64, error) { return cycles(ctx, e, n, "bridge") }},
-	{"exec `true`", "ms", "1/5", false, execs},
-	{"cycles a second, 32 clients, network none", "1/s", "", true, parallel},
-	{"100 idle containers, started one after another", "s", "", false, idle},
-	{"engine's memory for one idle container", "MB PSS", "1/10", false, idleMemory},
-	{"idle engine's memory", "MB PSS", "", false, daemonMemory},
-	{"list of 100 containers", "ms", "", false, list},
-	{"container with 200 published ports", "ms", "1/50", false, ports},
-	{"log lines written a second", "1/s", "", true, logs},
+	{"create, start, wait, remove `true`, network none", "ms", "1/8", false, 0, cycles("none")},
+	{"create, start, wait, remove `true`, bridge", "ms", "1/8", false, 0, cycles("bridge")},
+	{"exec `true`", "ms", "1/5", false, 0, execs},
+	{"processor time of a cycle, network none", "ms", "", false, 5, processor(cycles("none"))},
+	{"processor time of a cycle, bridge", "ms", "", false, 5, processor(cycles("bridge"))},
+	{"processor time of an exec", "ms", "", false, 5, processor(execs)},
+	{"cycles a second, 32 clients, network none", "1/s", "", true, 3, parallel},
+	{"10 idle containers, started one after another", "s", "", false, idleRounds, idle},
+	{"engine's memory for one idle container", "MB PSS", "1/10", false, 1, idleMemory},
+	{"list of 100 containers", "ms", "", false, 0, list},
+	{"idle engine's memory", "MB PSS", "", false, 1, daemonMemory},
+	{"container with 200 published ports", "ms", "1/50", false, 3, ports},
+	{"log lines written a second", "1/s", "", true, 3, logs},
 }
 
 type created struct{ ID string }
@@ -184,16 +230,17 @@ func median(list []float64) float64 {
 	return list[len(list)/2]
 }
 
-func cycles(ctx context.Context, e *kit.Engine, n int, network string) (float64, error) {
-	var times []float64
-	for range n + 1 {
-		began := time.Now()
-		if err := cycle(ctx, e, network); err != nil {
-			return 0, err
-		}
-		times = append(times, time.Since(began).Seconds()*1000)
+// timed gives what do takes, in milliseconds.
+func timed(do func() error) (float64, error) {
+	began := time.Now()
+	err := do()
+	return time.Since(began).Seconds() * 1000, err
+}
+
+func cycles(network string) func(context.Context, *kit.Engine) (func() (float64, error), func(), error) {
+	return func(ctx context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
+		return func() (float64, error) { return timed(func() error { return cycle(ctx, e, network) }) }, nil, nil
 	}
-	return median(times[1:]), nil // the first one warms up
 }
 
 func sleeper(ctx context.Context, e *kit.Engine, host map[string]any) (string, error) {
@@ -204,189 +251,156 @@ func sleeper(ctx context.Context, e *kit.Engine, host map[string]any) (string, e
 	return id, e.API.Call(ctx, "POST", "/containers/"+id+"/start", nil, nil)
 }
 
-func execs(ctx context.Context, e *kit.Engine, n int) (float64, error) {
+func execs(ctx context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
 	id, err := sleeper(ctx, e, map[string]any{"NetworkMode": "none"})
 	if err != nil {
-		return 0, err
+		return nil, nil, err
 	}
-	var times []float64
-	for range n + 1 {
-		began := time.Now()
+	sample := func() error {
 		var x created
 		if err := e.API.Call(ctx, "POST", "/containers/"+id+"/exec", map[string]any{"Cmd": []string{"true"}, "AttachStdout": true}, &x); err != nil {
-			return 0, err
+			return err
 		}
 		r, err := e.API.Do(ctx, "POST", "/exec/"+x.ID+"/start", "application/json", strings.NewReader("{}"))
 		if err != nil {
-			return 0, err
+			return err
 		}
 		var b bytes.Buffer
-		_, _ = b.ReadFrom(r.Body) // ends with the process
-		_ = r.Body.Close()
-		times = append(times, time.Since(began).Seconds()*1000)
+		_, err = b.ReadFrom(r.Body) // ends with the process
+		return errors.Join(err, r.Body.Close())
 	}
-	return median(times[1:]), remove(ctx, e, id)
+	return func() (float64, error) { return timed(sample) }, func() { _ = remove(ctx, e, id) }, nil
 }
 
-func parallel(ctx context.Context, e *kit.Engine, n int) (float64, error) {
-	const clients = 32
-	total := max(n, 2*clients)
-	jobs := make(chan struct{}, total)
-	for range total {
-		jobs <- struct{}{}
-	}
-	close(jobs)
-	var wait sync.WaitGroup
-	failed := make(chan error, clients)
-	began := time.Now()
-	for range clients {
-		wait.Add(1)
-		go func() {
-			defer wait.Done()
-			for range jobs {
-				if err := cycle(ctx, e, "none"); err != nil {
-					failed <- err
-					return
+func parallel(ctx context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
+	const clients, total = 32, 64
+	sample := func() (float64, error) {
+		jobs := make(chan struct{}, total)
+		for range total {
+			jobs <- struct{}{}
+		}
+		close(jobs)
+		var wait sync.WaitGroup
+		failed := make(chan error, clients)
+		began := time.Now()
+		for range clients {
+			wait.Go(func() {
+				for range jobs {
+					if err := cycle(ctx, e, "none"); err != nil {
+						failed <- err
+						return
+					}
 				}
-			}
-		}()
+			})
+		}
+		wait.Wait()
+		select {
+		case err := <-failed:
+			return 0, err
+		default:
+		}
+		return total / time.Since(began).Seconds(), nil
 	}
-	wait.Wait()
-	select {
-	case err := <-failed:
-		return 0, err
-	default:
-	}
-	return float64(total) / time.Since(began).Seconds(), nil
+	return sample, nil, nil
 }
 
-const idlers = 100
-
-var (
-	idleIDs   []string
-	idleBytes float64
+// Idle containers are started in rounds and stay for the measurements after
+// it, until idleMemory, list and daemonMemory have had them.
+const (
+	idleRounds = 9 // and one that warms up
+	idleEach   = 10
 )
 
-// idle starts containers and leaves them for the measurements after it.
-func idle(ctx context.Context, e *kit.Engine, _ int) (float64, error) {
+var (
+	idleIDs    = map[*kit.Engine][]string{}
+	idleBefore = map[*kit.Engine]float64{}
+)
+
+func idle(ctx context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
 	before, err := memory(e)
-	if err != nil {
-		return 0, err
-	}
-	idleIDs = nil
-	began := time.Now()
-	for range idlers {
-		id, err := sleeper(ctx, e, map[string]any{})
-		if err != nil {
-			return 0, err
-		}
-		idleIDs = append(idleIDs, id)
-	}
-	took := time.Since(began).Seconds()
-	after, err := memory(e)
-	if err != nil {
-		return 0, err
-	}
-	idleBytes = max(after-before, 0) / idlers
-	lastIdle[e] = idleBytes
-	var times []float64
-	for range 20 {
-		began := time.Now()
-		if err := e.API.Call(ctx, "GET", "/containers/json", nil, nil); err != nil {
-			return 0, err
-		}
-		times = append(times, time.Since(began).Seconds()*1000)
-	}
-	lastList[e] = median(times)
-	for _, id := range idleIDs {
-		if err := remove(ctx, e, id); err != nil {
-			return 0, err
-		}
-	}
-	return took, nil
-}
-
-var lastIdle, lastList = map[*kit.Engine]float64{}, map[*kit.Engine]float64{}
-
-func idleMemory(_ context.Context, e *kit.Engine, _ int) (float64, error) {
-	return lastIdle[e] / 1e6, nil
-}
-func list(_ context.Context, e *kit.Engine, _ int) (float64, error) { return lastList[e], nil }
-
-func daemonMemory(_ context.Context, e *kit.Engine, _ int) (float64, error) {
-	n, err := memory(e)
-	return n / 1e6, err
-}
-
-// memory adds the proportional memory of the engine's own processes: all that
-// are of this namespace and are no container's.
-func memory(e *kit.Engine) (float64, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, err
-	}
-	mine := []string{"berthd", "berth-keeper"}
-	if e.IsPeer {
-		mine = []string{"dockerd", "containerd", "containerd-shim", "docker-proxy"}
-	}
-	total := 0.0
-	for _, p := range entries {
-		name, err := os.ReadFile("/proc/" + p.Name() + "/comm")
-		if err != nil || !slices.ContainsFunc(mine, func(m string) bool { return strings.HasPrefix(strings.TrimSpace(string(name)), m[:min(len(m), 15)]) }) {
-			continue
-		}
-		b, err := os.ReadFile("/proc/" + p.Name() + "/smaps_rollup")
-		if err != nil {
-			continue
-		}
-		for _, l := range strings.Split(string(b), "\n") {
-			if f := strings.Fields(l); len(f) > 1 && f[0] == "Pss:" {
-				kb, _ := strconv.ParseFloat(f[1], 64)
-				total += kb * 1024
+	idleBefore[e] = before
+	sample := func() (float64, error) {
+		ms, err := timed(func() error {
+			for range idleEach {
+				id, err := sleeper(ctx, e, map[string]any{})
+				if err != nil {
+					return err
+				}
+				idleIDs[e] = append(idleIDs[e], id)
 			}
-		}
+			return nil
+		})
+		return ms / 1000, err
 	}
-	return total, nil
+	return sample, nil, err
 }
 
-func ports(ctx context.Context, e *kit.Engine, _ int) (float64, error) {
+func idleMemory(_ context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
+	return func() (float64, error) {
+		after, err := memory(e)
+		return max(after-idleBefore[e], 0) / float64(max(len(idleIDs[e]), 1)) / 1e6, err
+	}, nil, nil
+}
+
+func list(ctx context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
+	sample := func() (float64, error) {
+		return timed(func() error { return e.API.Call(ctx, "GET", "/containers/json", nil, nil) })
+	}
+	return sample, nil, nil
+}
+
+// daemonMemory is that of an engine whose containers are gone.
+func daemonMemory(ctx context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
+	for _, id := range idleIDs[e] {
+		if err := remove(ctx, e, id); err != nil {
+			return nil, nil, err
+		}
+	}
+	delete(idleIDs, e)
+	return func() (float64, error) {
+		n, err := memory(e)
+		return n / 1e6, err
+	}, nil, nil
+}
+
+func ports(ctx context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
+	// The engines share a host: each has ports of its own.
+	first := 20000
+	if e.IsPeer {
+		first = 30000
+	}
 	bindings, exposed := map[string]any{}, map[string]any{}
 	for i := range 200 {
 		p := fmt.Sprintf("%d/tcp", 10000+i)
 		exposed[p] = struct{}{}
-		bindings[p] = []map[string]string{{"HostIp": "127.0.0.1", "HostPort": strconv.Itoa(20000 + i)}}
+		bindings[p] = []map[string]string{{"HostIp": "127.0.0.1", "HostPort": strconv.Itoa(first + i)}}
 	}
-	var times []float64
-	for range 3 {
+	sample := func() (float64, error) {
 		id, err := create(ctx, e, map[string]any{"Image": "busybox:test", "Cmd": []string{"sleep", "1000"}, "ExposedPorts": exposed, "HostConfig": map[string]any{"PortBindings": bindings}})
 		if err != nil {
 			return 0, err
 		}
-		began := time.Now()
-		if err := e.API.Call(ctx, "POST", "/containers/"+id+"/start", nil, nil); err != nil {
-			return 0, err
-		}
-		times = append(times, time.Since(began).Seconds()*1000)
-		if err := remove(ctx, e, id); err != nil {
-			return 0, err
-		}
+		ms, err := timed(func() error { return e.API.Call(ctx, "POST", "/containers/"+id+"/start", nil, nil) })
+		return ms, errors.Join(err, remove(ctx, e, id))
 	}
-	return median(times), nil
+	return sample, nil, nil
 }
 
-func logs(ctx context.Context, e *kit.Engine, _ int) (float64, error) {
+func logs(ctx context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
 	const lines = 500_000
-	id, err := create(ctx, e, map[string]any{"Image": "busybox:test", "Cmd": []string{"seq", strconv.Itoa(lines)},
-		"HostConfig": map[string]any{"NetworkMode": "none", "LogConfig": map[string]any{"Type": "json-file"}}})
-	if err != nil {
-		return 0, err
+	sample := func() (float64, error) {
+		id, err := create(ctx, e, map[string]any{"Image": "busybox:test", "Cmd": []string{"seq", strconv.Itoa(lines)},
+			"HostConfig": map[string]any{"NetworkMode": "none", "LogConfig": map[string]any{"Type": "json-file"}}})
+		if err != nil {
+			return 0, err
+		}
+		ms, err := timed(func() error {
+			if err := e.API.Call(ctx, "POST", "/containers/"+id+"/start", nil, nil); err != nil {
+				return err
+			}
+			return e.API.Call(ctx, "POST", "/containers/"+id+"/wait", nil, nil)
+		})
+		return lines / ms * 1000, errors.Join(err, remove(ctx, e, id))
 	}
-	began := time.Now()
-	if err := e.API.Call(ctx, "POST", "/containers/"+id+"/start", nil, nil); err != nil {
-		return 0, err
-	}
-	if err := e.API.Call(ctx, "POST", "/containers/"+id+"/wait", nil, nil); err != nil {
-		return 0, err
-	}
-	return lines / time.Since(began).Seconds(), remove(ctx, e, id)
+	return sample, nil, nil
 }

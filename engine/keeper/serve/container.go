@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/engine/keeper"
+	"github.com/berth-project/berth/engine/keeper/serve/steps"
 	"github.com/berth-project/berth/lib/fault"
 )
 
@@ -153,6 +154,16 @@ func (k *server) launch(c *container, p *process) (err error) {
 	}
 	config := c.lib.Config()
 	p.lib.ExtraFiles = k.filters.Files(config.Seccomp)
+	if config.Seccomp == nil || len(p.lib.ExtraFiles) > 0 {
+		plan, err := steps.File(&config, p.lib, c.id)
+		if err != nil {
+			return err
+		}
+		if plan != nil {
+			defer plan.Close()
+			p.lib.ExtraFiles = append(p.lib.ExtraFiles, plan)
+		}
+	}
 	if err := c.lib.Start(p.lib); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ const (
 	Word = "compile-filter"
 
 	given     = 3       // number of the descriptor in a container's first steps
+	header    = 32      // bytes before it: sizes of making and program, flags and size of what is loaded in the end
 	sizeLimit = 1 << 20 // bytes of a filter with its making
 	keep      = 64      // filters in memory, about 30 kB each
 	sealed    = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE

@@ -35,19 +35,19 @@ func Use() {
 	// The process's program must not inherit it; its number stays taken until then.
 	unix.CloseOnExec(given)
 	var info unix.Stat_t
-	if unix.Fstat(given, &info) != nil || info.Size <= 8 || info.Size > sizeLimit {
+	if unix.Fstat(given, &info) != nil || info.Size <= header || info.Size > sizeLimit {
 		return
 	}
 	b := make([]byte, info.Size)
 	if n, err := unix.Pread(given, b, 0); err != nil || n != len(b) {
 		return
 	}
-	making := binary.NativeEndian.Uint64(b)
-	if making > uint64(len(b)-8) {
+	making, program := binary.NativeEndian.Uint64(b), binary.NativeEndian.Uint64(b[8:])
+	b = b[header:]
+	if making > uint64(len(b)) || program > uint64(len(b))-making {
 		return
 	}
-	b = b[8:]
-	C.berth_filter_use(C.CBytes(b[:making]), C.size_t(making), C.CBytes(b[making:]), C.size_t(uint64(len(b))-making))
+	C.berth_filter_use(C.CBytes(b[:making]), C.size_t(making), C.CBytes(b[making:making+program]), C.size_t(program))
 }
 
 // compile is the whole of a process that writes the filter of the profile on

@@ -6,13 +6,21 @@
 // write down the calls ("the making") and, where exactly the same making was
 // compiled before, give that program. On any difference libseccomp does its work.
 
+#define _GNU_SOURCE
 #include "wrap.h"
 
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <seccomp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 enum { OFF, RECORD, USE };
@@ -205,15 +213,79 @@ int __wrap_seccomp_rule_add_exact_array(scmp_filter_ctx ctx, uint32_t action, in
 	return add_rule(RULE_EXACT, ctx, action, syscall, n, args);
 }
 
+// What is recorded: the making, the program that libseccomp makes of it, and
+// what libcontainer, which writes before it, then loads.
+static const void *recorded;
+static size_t recorded_size;
+
+// loaded is called in the place of a system call that loads a filter (the
+// trap of record), writes all down and ends the process.
+static void loaded(int signal, siginfo_t *info, void *context)
+{
+	(void)signal;
+	uint64_t header[4] = {made * sizeof(*making), recorded_size, 0, 0};
+	const ucontext_t *u = context;
+	const struct sock_fprog *program;
+#if defined(__x86_64__)
+	const greg_t *r = u->uc_mcontext.gregs;
+	uint64_t second = r[REG_RSI], third = r[REG_RDX];
+#elif defined(__aarch64__)
+	uint64_t second = u->uc_mcontext.regs[1], third = u->uc_mcontext.regs[2];
+#else
+#error "where does a system call have its arguments?"
+#endif
+	if (info->si_syscall == SYS_seccomp)
+		header[2] = second; // flags
+	program = (const struct sock_fprog *)third;
+	header[3] = program->len * sizeof(*program->filter);
+	if (write_all(record_fd, header, sizeof(header)) || write_all(record_fd, making, header[0]) || write_all(record_fd, recorded, recorded_size) ||
+	    write_all(record_fd, program->filter, header[3]))
+		_exit(3);
+	_exit(0);
+}
+
+// trap makes every loading of a filter end in loaded.
+static int trap(void)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_seccomp, 3, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])), // its low half on little endian
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PR_SET_SECCOMP, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = {sizeof(code) / sizeof(*code), code};
+	struct sigaction action = {.sa_sigaction = loaded, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+	if (sigaction(SIGSYS, &action, NULL) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+	    syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program))
+		return -errno;
+	return 0;
+}
+
+static int record(const scmp_filter_ctx ctx, int fd)
+{
+	int at = memfd_create("recorded", MFD_CLOEXEC);
+	if (at < 0)
+		return -errno;
+	int rc = __real_seccomp_export_bpf(ctx, at);
+	off_t size = rc ? 0 : lseek(at, 0, SEEK_END);
+	void *program = size > 0 ? mmap(NULL, size, PROT_READ, MAP_PRIVATE, at, 0) : MAP_FAILED;
+	close(at);
+	if (program == MAP_FAILED)
+		return rc ? rc : -EIO;
+	recorded = program;
+	recorded_size = size;
+	rc = trap();
+	return rc ? rc : write_all(fd, program, size);
+}
+
 int __wrap_seccomp_export_bpf(const scmp_filter_ctx ctx, int fd)
 {
 	size_t size = made * sizeof(*making);
-	if (mode == RECORD) {
-		uint64_t header = size;
-		if (write_all(record_fd, &header, sizeof(header)) || write_all(record_fd, making, size))
-			_exit(3);
-		_exit(__real_seccomp_export_bpf(ctx, record_fd) ? 3 : 0);
-	}
+	if (mode == RECORD)
+		return record(ctx, fd);
 	if (mode == USE && size == known_making_size && !memcmp(making, known_making, size))
 		return write_all(fd, known_program, known_program_size);
 	int rc = settle((scmp_filter_ctx)ctx);
