@@ -5,7 +5,7 @@ TIME    ?= $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 LINK     = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.buildTime=$(TIME)
 FLAGS    = -trimpath -ldflags "$(LINK)"
 
-.PHONY: build demo test test-peer check bench clean install packages test-packages
+.PHONY: build demo test test-tools test-corpus test-peer check bench clean install packages test-packages
 
 build: packages
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/welcome/rootfs/welcome ./library/welcome
@@ -20,8 +20,16 @@ demo: build
 	go run ./test/demo
 
 # Everything that must pass before a change lands.
-test: build test-packages check
+test: build test-packages test-tools check
 	BERTH_TEST_BIN=$(CURDIR)/bin go test -timeout 30m ./...
+
+# Foreign programs that tests compare with or use, each built in a module of its own.
+test-tools:
+	sh .ci/tool docker-compose github.com/docker/compose/v5/cmd github.com/docker/compose/v5 v5.6.0 "-X github.com/docker/compose/v5/internal.Version=v5.6.0"
+
+# Every Compose file of the corpus: read, or refused for a reason that others share.
+test-corpus: test-packages test-tools
+	BERTH_TEST_BIN=$(CURDIR)/bin BERTH_TEST_CORPUS=1 go test -count=1 -timeout 60m -v -run TestCorpus ./test/corpus
 
 # The same scripts against Debian's docker.io.
 test-peer: test-packages

@@ -22,11 +22,14 @@ import (
 
 	"github.com/compose-spec/compose-go/v2/consts"
 	"github.com/compose-spec/compose-go/v2/dotenv"
+	"github.com/compose-spec/compose-go/v2/interpolation"
 	"github.com/compose-spec/compose-go/v2/loader"
 	"github.com/compose-spec/compose-go/v2/template"
+	"github.com/compose-spec/compose-go/v2/transform"
 	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/compose-spec/compose-go/v2/utils"
 	"github.com/docker/cli/pkg/kvfile"
+	"go.yaml.in/yaml/v4"
 
 	"github.com/berth-project/berth/core/app"
 	"github.com/berth-project/berth/lib/fault"
@@ -481,10 +484,59 @@ func (s *session) explain(err error) error {
 	if errors.As(err, &f) {
 		return err
 	}
-	if at, ok := s.place(err.Error()); ok {
-		return fault.Invalidf("%s: %w", at, err)
+	at, ok := s.place(err.Error())
+	if !ok {
+		at = s.blame(err)
 	}
-	return fault.Invalidf("%w", err)
+	if strings.HasPrefix(err.Error(), at.File) {
+		return fault.Invalidf("%w", err)
+	}
+	return fault.Invalidf("%s: %w", at, err)
+}
+
+// blame finds the attribute whose value alone gives the same error, where the
+// error does not name it; or else the first file.
+func (s *session) blame(err error) app.Position {
+	for _, f := range s.details.ConfigFiles {
+		docs, bad := parse(f.Filename, f.Content)
+		if bad != nil {
+			continue
+		}
+		for _, top := range docs {
+			services := find(top, "services")
+			if services == nil || services.Kind != yaml.MappingNode {
+				continue
+			}
+			for i := 0; i+1 < len(services.Content); i += 2 {
+				if at, ok := s.blameService(f.Filename, services.Content[i].Value, target(services.Content[i+1]), err); ok {
+					return at
+				}
+			}
+		}
+	}
+	return app.Position{File: s.details.ConfigFiles[0].Filename}
+}
+
+func (s *session) blameService(file, name string, service *yaml.Node, err error) (app.Position, bool) {
+	if service.Kind != yaml.MappingNode {
+		return app.Position{}, false
+	}
+	for i := 0; i+1 < len(service.Content); i += 2 {
+		var value any
+		if service.Content[i+1].Decode(&value) != nil {
+			continue
+		}
+		model, bad := interpolation.Interpolate(map[string]any{"v": value}, interpolation.Options{Substitute: s.substitute, LookupValue: s.details.LookupEnv})
+		if bad != nil {
+			continue
+		}
+		key := service.Content[i]
+		_, bad = transform.Canonical(map[string]any{"services": map[string]any{name: map[string]any{key.Value: model["v"]}}}, false)
+		if bad != nil && bad.Error() == err.Error() {
+			return at(file, key), true
+		}
+	}
+	return app.Position{}, false
 }
 
 // place finds the longest path of the model that a message names.

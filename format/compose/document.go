@@ -41,7 +41,7 @@ func (s *session) read(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		f.Content = text
+		f.Content = quietVersion(text, docs)
 		if isFirstFormat(docs) {
 			first++
 			continue
@@ -373,6 +373,31 @@ func (s *session) follow(ctx context.Context, file, dir string, docs []*yaml.Nod
 		}
 	}
 	return nil
+}
+
+// quietVersion takes the line `version: …` out of a text: it says nothing any
+// more, and compose-go would write a warning about it to the process's stderr.
+func quietVersion(text []byte, docs []*yaml.Node) []byte {
+	var lines []string
+	for _, top := range docs {
+		for i := 0; i+1 < len(top.Content); i += 2 {
+			k, v := top.Content[i], top.Content[i+1]
+			alone := i+2 == len(top.Content) || top.Content[i+2].Line > k.Line
+			if k.Value != "version" || k.Column != 1 || v.Kind != yaml.ScalarNode || v.Line != k.Line || v.Anchor != "" || !alone || len(top.Content) == 2 {
+				continue
+			}
+			if lines == nil {
+				lines = strings.Split(string(text), "\n")
+			}
+			if strings.HasPrefix(strings.TrimLeft(lines[k.Line-1], "\"'"), "version") {
+				lines[k.Line-1] = ""
+			}
+		}
+	}
+	if lines == nil {
+		return text
+	}
+	return []byte(strings.Join(lines, "\n"))
 }
 
 // mapNew maps a tree without taking paths over from files read before.

@@ -205,3 +205,17 @@ func summary() {
 	sort.Strings(parts)
 	fmt.Printf("skipped %d: %s\n", total, strings.Join(parts, "; "))
 }
+
+// Tool is the path of a foreign program that `make test-tools` built; without
+// it the test skips.
+func Tool(t testing.TB, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join(os.Getenv("BERTH_TEST_BIN"), "tools", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		Skip(t, "%s is not built (make test-tools)", name)
+	}
+	return path
+}
