@@ -2,38 +2,27 @@ package compose
 
 import (
 	"context"
-	"errors"
-
-	composecli "github.com/compose-spec/compose-go/v2/cli"
 
 	"github.com/berth-project/berth/core/app"
+	"github.com/berth-project/berth/format/compose"
 )
 
 // load reads the files that the flags and the environment name, for the
 // services given (all where none is).
 func (t *tool) load(ctx context.Context, services []string) (*app.App, error) {
-	o, err := composecli.NewProjectOptions(t.files,
-		composecli.WithWorkingDirectory(t.dir), composecli.WithOsEnv,
-		composecli.WithEnvFiles(t.envFiles...), composecli.WithDotEnv, composecli.WithConfigFileEnv, composecli.WithDefaultConfigPath,
-		composecli.WithEnvFiles(t.envFiles...), composecli.WithDotEnv, composecli.WithDefaultProfiles(t.profiles...), composecli.WithName(t.name))
-	if err != nil {
-		return nil, err
+	return compose.Load(ctx, t.loadOptions(services))
+}
+
+// look is load for commands that need names and order: files of variables may be missing.
+func (t *tool) look(ctx context.Context, services []string) (*app.App, error) {
+	o := t.loadOptions(services)
+	o.KeepEnvFiles = true
+	return compose.Load(ctx, o)
+}
+
+func (t *tool) loadOptions(services []string) compose.Options {
+	return compose.Options{
+		Files: t.files, ProjectName: t.name, ProjectDirectory: t.dir, EnvFiles: t.envFiles, Profiles: t.profiles, Services: services,
+		Stdin: t.docker.In(), AllResources: t.all,
 	}
-	p, err := o.LoadProject(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if p.Name == "" {
-		return nil, errors.New("project name can't be empty")
-	}
-	if p, err = p.WithServicesEnabled(services...); err != nil {
-		return nil, err
-	}
-	if p, err = p.WithSelectedServices(services); err != nil {
-		return nil, err
-	}
-	if !t.all {
-		p = p.WithoutUnnecessaryResources()
-	}
-	return &app.App{Project: p, EnvFiles: t.envFiles}, nil
 }

@@ -93,7 +93,7 @@ func Load(ctx context.Context, o Options) (*app.App, error) {
 			return nil, s.explain(err)
 		}
 	}
-	return &app.App{Project: project, Sources: s.sources, Warnings: s.warnings()}, nil
+	return &app.App{Project: project, EnvFiles: o.EnvFiles, Sources: s.sources, Warnings: s.warnings()}, nil
 }
 
 // LoadModel reads a project as the tree of mappings, lists and scalars that
@@ -104,7 +104,11 @@ func LoadModel(ctx context.Context, o Options) (model map[string]any, warnings [
 	if err != nil {
 		return nil, nil, err
 	}
-	model, err = loader.LoadModelWithContext(ctx, s.details, s.configure)
+	details := s.details
+	if o.Uninterpolated {
+		details.Environment = nil // a variable named alone ("MONEY") stays open too
+	}
+	model, err = loader.LoadModelWithContext(ctx, details, s.configure)
 	if err != nil {
 		return nil, nil, s.explain(err)
 	}

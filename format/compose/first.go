@@ -268,6 +268,13 @@ func (f *first) service(name string, names map[string]bool) (map[string]any, err
 			}
 		}
 	}
+	if list, ok := out["ports"].([]any); ok {
+		for i, p := range list {
+			if text := fmt.Sprint(p); strings.HasPrefix(text, ":") {
+				return nil, refuse("ports", "services.%s.ports[%d]: %q is invalid: no port of the host before the colon", name, i, text)
+			}
+		}
+	}
 	if list, ok := out["volumes_from"].([]any); ok {
 		out["volumes_from"] = volumesFrom(list, names)
 	}

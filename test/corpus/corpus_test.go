@@ -167,6 +167,7 @@ var kinds = []struct {
 	name string
 	says *regexp.Regexp
 }{
+	{"no Compose file at all", regexp.MustCompile(`unknown key .* at the top|services? '.*' must be a mapping not|validating [^ ]*:  additional properties`)},
 	{"an env file is missing", regexp.MustCompile(`(?i)env file .* not found|couldn't find env file|env_?file.*no such file`)},
 	{"a required variable is missing", regexp.MustCompile(`(?i)required variable|is missing a value|mandatory|Missing mandatory value`)},
 	{"a variable is malformed", regexp.MustCompile(`(?i)invalid interpolation`)},
