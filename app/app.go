@@ -24,12 +24,14 @@ import (
 	units "github.com/docker/go-units"
 
 	"github.com/berth-project/berth/app/welcome"
+	coreapp "github.com/berth-project/berth/core/app"
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/event"
 	"github.com/berth-project/berth/core/network"
 	"github.com/berth-project/berth/core/volume"
 	"github.com/berth-project/berth/door/docker"
 	"github.com/berth-project/berth/door/kit"
+	"github.com/berth-project/berth/door/native"
 	"github.com/berth-project/berth/engine/bridge"
 	"github.com/berth-project/berth/engine/containerd"
 	"github.com/berth-project/berth/engine/files"
@@ -104,6 +106,7 @@ type daemon struct {
 	containers *container.Service
 	networks   *network.Service
 	volumes    *volume.Service
+	apps       *coreapp.Service
 	events     *event.Bus
 	server     *http.Server
 }
@@ -282,6 +285,9 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		Host: container.HostLimits{CPUs: facts.CPUs, Memory: facts.MemoryBytes, SwapLimit: facts.SwapLimit, Pids: facts.Controllers["pids"]},
 	})
 	d.connect()
+	if d.apps, err = coreapp.New(ctx, coreapp.Options{Containers: d.containers, Networks: d.networks, Volumes: d.volumes, Images: d.images, Events: d.events, Store: d.store, Logger: log}); err != nil {
+		return err
+	}
 	if err := d.containers.Restore(ctx); err != nil {
 		return err
 	}
@@ -291,6 +297,11 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		return err
 	}
 	d.later(builder.Close)
+	if err := d.apps.Restore(ctx); err != nil {
+		return err
+	}
+	streams, endStreams := context.WithCancel(context.Background())
+	d.later(func() error { endStreams(); d.apps.Shutdown(); return nil })
 	door, err := docker.New(docker.Options{
 		Build: builder, Containers: d.containers, Images: d.images, Networks: d.networks, Volumes: volume.Volumes{Service: d.volumes}, Events: d.events, Logger: log,
 		System: d.system(ctx, facts, b, snapshotter, socket),
@@ -298,8 +309,20 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if err != nil {
 		return err
 	}
-	d.server = &http.Server{Handler: door, ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	own := native.New(native.Options{Apps: d.apps, Events: d.events, Logger: log, Done: streams})
+	d.server = &http.Server{Handler: doors(door, own), ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	return nil
+}
+
+// doors gives each request to the door whose path it has.
+func doors(docker, own http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, native.Prefix) {
+			own.ServeHTTP(w, r)
+			return
+		}
+		docker.ServeHTTP(w, r)
+	})
 }
 
 // connect tells the parts about one another where both need the other.

@@ -17,6 +17,7 @@ import (
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
+	"github.com/berth-project/berth/core/app"
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/network"
 	"github.com/berth-project/berth/core/volume"
@@ -33,6 +34,8 @@ const (
 	kindNetwork   = "network"
 	kindVolume    = "volume"
 	kindMeta      = "meta"
+	kindApp       = "app"
+	kindRevision  = "revision" // id: application, "/", number in six digits
 )
 
 // batchLimit bounds the writes that share one transaction.
@@ -197,7 +200,12 @@ func (s *Store) write(ctx context.Context, w write) error {
 }
 
 func all[T any](ctx context.Context, s *Store, kind string) ([]T, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT body FROM object WHERE kind = ? ORDER BY id", kind)
+	return some[T](ctx, s, "SELECT body FROM object WHERE kind = ? ORDER BY id", kind)
+}
+
+// some reads bodies; the kind is the first of args.
+func some[T any](ctx context.Context, s *Store, query string, args ...any) ([]T, error) {
+	rows, err := s.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -210,7 +218,7 @@ func all[T any](ctx context.Context, s *Store, kind string) ([]T, error) {
 		}
 		var v T
 		if err := json.Unmarshal(body, &v); err != nil {
-			return nil, fmt.Errorf("read %s: %w", kind, err)
+			return nil, fmt.Errorf("read %s: %w", args[0], err)
 		}
 		list = append(list, v)
 	}
@@ -260,6 +268,38 @@ func (s *Store) DeleteVolume(ctx context.Context, name string) error {
 // Volumes gives all volumes.
 func (s *Store) Volumes(ctx context.Context) ([]volume.Volume, error) {
 	return all[volume.Volume](ctx, s, kindVolume)
+}
+
+// PutApp remembers an application.
+func (s *Store) PutApp(ctx context.Context, r app.Record) error {
+	return s.put(ctx, kindApp, r.Name, r)
+}
+
+// DeleteApp forgets it; its revisions stay.
+func (s *Store) DeleteApp(ctx context.Context, name string) error {
+	return s.remove(ctx, kindApp, name)
+}
+
+// Apps gives all applications.
+func (s *Store) Apps(ctx context.Context) ([]app.Record, error) {
+	return all[app.Record](ctx, s, kindApp)
+}
+
+func revisionID(name string, number int) string { return fmt.Sprintf("%s/%06d", name, number) }
+
+// PutRevision remembers what was wanted of an application.
+func (s *Store) PutRevision(ctx context.Context, name string, r app.Revision) error {
+	return s.put(ctx, kindRevision, revisionID(name, r.Number), r)
+}
+
+// DeleteRevision forgets it.
+func (s *Store) DeleteRevision(ctx context.Context, name string, number int) error {
+	return s.remove(ctx, kindRevision, revisionID(name, number))
+}
+
+// Revisions gives those of an application, oldest first.
+func (s *Store) Revisions(ctx context.Context, name string) ([]app.Revision, error) {
+	return some[app.Revision](ctx, s, "SELECT body FROM object WHERE kind = ? AND id > ? AND id < ? ORDER BY id", kindRevision, name+"/", name+"0")
 }
 
 // Meta gives a value about the store itself, made by fresh where there is none.

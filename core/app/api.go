@@ -170,6 +170,7 @@ const (
 	Pause      Action = "pause"
 	Unpause    Action = "unpause"
 	Kill       Action = "kill"
+	Switch     Action = "switch ports to"
 )
 
 // Plan is what would be done: steps in an order in which they may be run one

@@ -218,6 +218,10 @@ type Networks interface {
 	Restore(ctx context.Context, running []Container) error
 	// NetStats reads the interfaces' counters of an open sandbox.
 	NetStats(c Container) (map[string]NetStats, error)
+	// TakeOver gives a running container the host ports that it asks for and
+	// lacks; those that from has move without a moment between. It gives what
+	// is published now, of to and of from.
+	TakeOver(from, to Container) (now, left []Binding, err error)
 }
 
 // Sandbox is what Open made.

@@ -133,6 +133,8 @@ type Rules struct {
 type Firewall interface {
 	Add(r Rules) error
 	Remove(r Rules) error
+	// Switch is both at once: a port that is in both is never without a rule.
+	Switch(gone, fresh Rules) error
 	// Reset replaces all that is there, and keeps it there from then on
 	// whatever other programs do.
 	Reset(r Rules) error
@@ -158,6 +160,8 @@ type Resolver interface {
 }
 
 // Proxy carries connections to a host address that packet rules cannot serve: ::1.
+// Serving a place that is served already leads it elsewhere; stopping a rule
+// that its place no longer follows does nothing.
 type Proxy interface {
 	Serve(rules []Rule) error
 	Stop(rules []Rule)

@@ -40,17 +40,10 @@ func (s *Service) reserve(b *box, e container.Endpoint) error {
 	if st.Driver != driverBridge {
 		return nil // such containers are on the wire themselves
 	}
-	wanted := slices.Clone(b.c.Spec.Publish)
-	if b.c.Spec.PublishAll {
-		for _, p := range b.c.Spec.Expose {
-			if !slices.ContainsFunc(wanted, func(w container.Publish) bool { return w.Port == p }) {
-				wanted = append(wanted, container.Publish{Port: p})
-			}
-		}
-	}
-	for _, p := range wanted {
+	from := s.predecessor(b.id)
+	for _, p := range b.wantedPorts() {
 		ips := s.hostAddresses(st, p, e)
-		if len(ips) == 0 {
+		if len(ips) == 0 || from != nil && len(from.holds(p, ips)) > 0 {
 			continue
 		}
 		port, err := s.ports.take(p, ips)
@@ -63,6 +56,19 @@ func (s *Service) reserve(b *box, e container.Endpoint) error {
 		}
 	}
 	return nil
+}
+
+// wantedPorts are those that a container asks for.
+func (b *box) wantedPorts() []container.Publish {
+	wanted := slices.Clone(b.c.Spec.Publish)
+	if b.c.Spec.PublishAll {
+		for _, p := range b.c.Spec.Expose {
+			if !slices.ContainsFunc(wanted, func(w container.Publish) bool { return w.Port == p }) {
+				wanted = append(wanted, container.Publish{Port: p})
+			}
+		}
+	}
+	return wanted
 }
 
 // hostAddresses are those that a port is published on.

@@ -141,6 +141,7 @@ func (s *Service) forget(b *box) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.boxes, b.id)
+	delete(s.heirs, b.id)
 	for _, st := range s.byID {
 		delete(st.endpoints, b.id)
 	}

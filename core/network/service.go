@@ -70,7 +70,8 @@ type Service struct {
 	mu     sync.RWMutex
 	byID   map[string]*state
 	boxes  map[container.ID]*box
-	making sync.Mutex // one network is created or removed at a time; taken before mu
+	heirs  map[container.ID]container.ID // containers whose host ports another holds until TakeOver
+	making sync.Mutex                    // one network is created or removed at a time; taken before mu
 }
 
 // state is a network with who is on it.
@@ -114,7 +115,7 @@ func New(o Options) *Service {
 	if o.Bridge.MTU == 0 {
 		o.Bridge.MTU = defaultMTU
 	}
-	return &Service{o: o, log: o.Logger, ports: newPortTable(), byID: map[string]*state{}, boxes: map[container.ID]*box{}}
+	return &Service{o: o, log: o.Logger, ports: newPortTable(), byID: map[string]*state{}, boxes: map[container.ID]*box{}, heirs: map[container.ID]container.ID{}}
 }
 
 // dockerPools are the subnets that docker gives networks by default.

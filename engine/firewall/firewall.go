@@ -156,6 +156,53 @@ func (f *Firewall) Remove(r core.Rules) error {
 	return nil
 }
 
+// Switch takes gone back and lets fresh through in one transaction: a port that
+// is in both is never without a rule.
+func (f *Firewall) Switch(gone, fresh core.Rules) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out, in := map[string][]nftables.SetElement{}, map[string][]nftables.SetElement{}
+	for _, e := range f.entries(gone) {
+		s := f.model[e.set][e.key]
+		if s == nil {
+			continue
+		}
+		if s.n--; s.n == 0 {
+			delete(f.model[e.set], e.key)
+			out[e.set] = append(out[e.set], s.elements...)
+		}
+	}
+	for _, e := range f.entries(fresh) {
+		if f.note(e) {
+			in[e.set] = append(in[e.set], e.elements...)
+		}
+	}
+	c, err := f.dial()
+	if err != nil {
+		return err
+	}
+	sets := f.sets()
+	for _, change := range []struct {
+		elements map[string][]nftables.SetElement
+		send     func(*nftables.Set, []nftables.SetElement) error
+	}{{out, c.SetDeleteElements}, {in, c.SetAddElements}} {
+		for name, list := range change.elements {
+			if err := inBatches(list, func(part []nftables.SetElement) error { return change.send(sets[name], part) }); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.Flush(); err != nil {
+		f.hangUp()
+		f.log.Warn("firewall table differs from what was written", "table", f.name, "error", err)
+		if err := f.write(); err != nil {
+			return err
+		}
+	}
+	f.forgetFlows(gone)
+	return nil
+}
+
 func (f *Firewall) forgetFlows(r core.Rules) {
 	if err := forgetFlows(r.Ports); err != nil {
 		f.log.Warn("connections of UDP ports not forgotten", "error", err)

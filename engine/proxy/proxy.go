@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/berth-project/berth/core/network"
 )
@@ -15,7 +16,7 @@ import (
 // Proxy implements core's network.Proxy.
 type Proxy struct {
 	mu   sync.Mutex
-	open map[listening]func()
+	open map[listening]*served
 }
 
 // listening is where the proxy listens.
@@ -24,8 +25,14 @@ type listening struct {
 	at    netip.AddrPort
 }
 
+// served is one place and where it leads now.
+type served struct {
+	to   atomic.Pointer[netip.AddrPort]
+	stop func()
+}
+
 // New makes a Proxy that serves nothing yet.
-func New() *Proxy { return &Proxy{open: map[listening]func(){}} }
+func New() *Proxy { return &Proxy{open: map[listening]*served{}} }
 
 // wanted tells where a rule needs the proxy.
 func wanted(r network.Rule) (listening, bool) {
@@ -43,7 +50,8 @@ func wanted(r network.Rule) (listening, bool) {
 	return listening{r.Proto, netip.AddrPortFrom(at, r.HostPort)}, true
 }
 
-// Serve listens for the rules that need it.
+// Serve listens for the rules that need it. What is served already leads
+// where the new rule says.
 func (p *Proxy) Serve(rules []network.Rule) error {
 	var errs []error
 	for _, r := range rules {
@@ -51,25 +59,34 @@ func (p *Proxy) Serve(rules []network.Rule) error {
 		if !ok {
 			continue
 		}
-		var stop func()
+		p.mu.Lock()
+		one := p.open[w]
+		p.mu.Unlock()
+		if one != nil {
+			one.to.Store(&r.To)
+			continue
+		}
+		one = &served{}
+		one.to.Store(&r.To)
 		var err error
 		if w.proto == "udp" {
-			stop, err = serveUDP(w.at, r.To)
+			one.stop, err = serveUDP(w.at, &one.to)
 		} else {
-			stop, err = serveTCP(w.at, r.To)
+			one.stop, err = serveTCP(w.at, &one.to)
 		}
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		p.mu.Lock()
-		p.open[w] = stop
+		p.open[w] = one
 		p.mu.Unlock()
 	}
 	return errors.Join(errs...)
 }
 
-// Stop ends listening; TCP connections that are open go on.
+// Stop ends listening, unless the place leads elsewhere by now; TCP connections
+// that are open go on.
 func (p *Proxy) Stop(rules []network.Rule) {
 	for _, r := range rules {
 		w, ok := wanted(r)
@@ -77,11 +94,16 @@ func (p *Proxy) Stop(rules []network.Rule) {
 			continue
 		}
 		p.mu.Lock()
-		stop := p.open[w]
-		delete(p.open, w)
+		one := p.open[w]
+		if one != nil && *one.to.Load() != r.To {
+			one = nil
+		}
+		if one != nil {
+			delete(p.open, w)
+		}
 		p.mu.Unlock()
-		if stop != nil {
-			stop()
+		if one != nil {
+			one.stop()
 		}
 	}
 }
@@ -90,10 +112,10 @@ func (p *Proxy) Stop(rules []network.Rule) {
 func (p *Proxy) Close() {
 	p.mu.Lock()
 	open := p.open
-	p.open = map[listening]func(){}
+	p.open = map[listening]*served{}
 	p.mu.Unlock()
-	for _, stop := range open {
-		stop()
+	for _, one := range open {
+		one.stop()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,7 +18,7 @@ const (
 	packetBytes    = 64 << 10
 )
 
-func serveTCP(at, to netip.AddrPort) (stop func(), err error) {
+func serveTCP(at netip.AddrPort, to *atomic.Pointer[netip.AddrPort]) (stop func(), err error) {
 	l, err := net.Listen("tcp6", at.String())
 	if err != nil {
 		return nil, err
@@ -35,7 +36,7 @@ func serveTCP(at, to netip.AddrPort) (stop func(), err error) {
 			}
 			go func() {
 				defer func() { <-slots }()
-				carry(c.(*net.TCPConn), to)
+				carry(c.(*net.TCPConn), *to.Load())
 			}()
 		}
 	}()
@@ -68,7 +69,7 @@ func carry(c *net.TCPConn, to netip.AddrPort) {
 	<-done
 }
 
-func serveUDP(at, to netip.AddrPort) (stop func(), err error) {
+func serveUDP(at netip.AddrPort, to *atomic.Pointer[netip.AddrPort]) (stop func(), err error) {
 	l, err := net.ListenUDP("udp6", net.UDPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, err
@@ -90,7 +91,7 @@ func serveUDP(at, to netip.AddrPort) (stop func(), err error) {
 // packets carries those of one port; each peer has a socket of its own.
 type packets struct {
 	l    *net.UDPConn
-	to   netip.AddrPort
+	to   *atomic.Pointer[netip.AddrPort]
 	done sync.WaitGroup
 
 	mu    sync.Mutex
@@ -117,7 +118,7 @@ func (u *packets) peer(peer netip.AddrPort) net.Conn {
 	if c := u.peers[peer]; c != nil || len(u.peers) >= maxPeers {
 		return c
 	}
-	c, err := dial("udp", u.to)
+	c, err := dial("udp", *u.to.Load())
 	if err != nil {
 		return nil
 	}

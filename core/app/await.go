@@ -1,0 +1,329 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/compose-spec/compose-go/v2/types"
+
+	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/lib/fault"
+)
+
+// await waits until a condition holds, or can hold no more.
+func (r *run) await(ctx context.Context, s Step, id string) error {
+	if s.Condition == ConditionSettled {
+		return r.settle(ctx, s, id)
+	}
+	of := func() (list []container.Container) {
+		for _, c := range r.s.o.Containers.All() {
+			l := c.Spec.Labels
+			if l[LabelApp] == r.app.Project.Name && l[LabelService] == s.Service && l[LabelOneOff] != "True" && l[LabelHook] == "" {
+				list = append(list, c)
+			}
+		}
+		return list
+	}
+	return r.s.until(ctx, r.app.Project.Name, func() (bool, error) {
+		list := of()
+		if len(list) == 0 {
+			return false, fault.Conflictf("service %s has no container", s.Service)
+		}
+		if s.Condition == ConditionCompleted {
+			return completed(s.Service, list)
+		}
+		all := true
+		for _, c := range list {
+			ok, err := r.healthy(ctx, c, s.Condition == ConditionHealthy)
+			if err != nil {
+				return false, fmt.Errorf("service %s is not %s: %w", s.Service, s.Condition, err)
+			}
+			all = all && ok
+		}
+		return all, nil
+	})
+}
+
+func completed(service string, list []container.Container) (bool, error) {
+	for _, c := range list {
+		if c.State.Status != container.Exited && c.State.Status != container.Dead {
+			continue
+		}
+		if c.State.ExitCode != 0 {
+			return false, fault.Conflictf("service %q didn't complete successfully: exit %d", service, c.State.ExitCode)
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+// healthy tells whether a container is as it should be: by its check, or by
+// running where it has none and none is needed.
+func (r *run) healthy(ctx context.Context, c container.Container, needCheck bool) (bool, error) {
+	switch c.State.Status {
+	case container.Exited, container.Dead, container.Removing:
+		return false, fault.Conflictf("container %s exited (%d)%s", c.Name, c.State.ExitCode, r.lastWords(ctx, c))
+	}
+	h := c.Spec.Health
+	checked := h != nil && len(h.Test) > 0 && h.Test[0] != "NONE"
+	switch {
+	case !checked && needCheck:
+		return false, fault.Invalidf("container %s has no healthcheck: give the service one, or depend on service_started", c.Name)
+	case !checked:
+		return c.State.Status == container.Running, nil
+	case c.State.Health == nil:
+		return false, nil
+	case c.State.Health.Status == "unhealthy":
+		text := ""
+		if n := len(c.State.Health.Log); n > 0 {
+			last := c.State.Health.Log[n-1]
+			text = fmt.Sprintf(": its check exited with %d: %s", last.ExitCode, clip(last.Output))
+		}
+		return false, fault.Conflictf("container %s is unhealthy%s", c.Name, text)
+	}
+	return c.State.Health.Status == "healthy", nil
+}
+
+const wordsLimit = 300 // bytes of output that an error quotes
+
+func clip(text string) string {
+	text = strings.TrimSpace(text)
+	if len(text) > wordsLimit {
+		text = "…" + text[len(text)-wordsLimit:]
+	}
+	return text
+}
+
+// lastWords are the end of a container's output: mostly the cause of its end.
+func (r *run) lastWords(ctx context.Context, c container.Container) string {
+	var b strings.Builder
+	tail := 3
+	err := r.s.o.Containers.Logs(ctx, string(c.ID), container.LogOptions{Stdout: true, Stderr: true, Tail: tail}, func(l container.LogRecord) error {
+		b.Write(l.Line)
+		return nil
+	})
+	text := clip(b.String())
+	if err != nil || text == "" {
+		return ""
+	}
+	return ": " + text
+}
+
+// settle waits until a fresh container is healthy, or where it has no check
+// until it has run as long as update_config has it watched.
+func (r *run) settle(ctx context.Context, s Step, id string) error {
+	roll := rollOf(r.app.Project.Services[s.Service], r.policy)
+	watch, delay := 5*time.Second, time.Duration(0)
+	if roll != nil {
+		watch, delay = roll.monitor, roll.delay
+	}
+	limit, cancel := context.WithTimeout(ctx, watch)
+	defer cancel()
+	within := limit
+	checked := false
+	err := r.s.until(within, r.app.Project.Name, func() (bool, error) {
+		c, err := r.s.o.Containers.Get(ctx, id)
+		if err != nil {
+			return false, err
+		}
+		if c.State.Status == container.Restarting || c.State.RestartCount > 0 {
+			return false, fault.Conflictf("container %s exited (%d) and is started again%s", c.Name, c.State.ExitCode, r.lastWords(ctx, c))
+		}
+		h := c.Spec.Health
+		checked = h != nil && len(h.Test) > 0 && h.Test[0] != "NONE"
+		ok, err := r.healthy(ctx, c, false)
+		return ok && checked, err
+	})
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		err = nil
+		if checked { // the time of the watch is over, the check goes on until it says something
+			err = r.s.until(ctx, r.app.Project.Name, func() (bool, error) {
+				c, err := r.s.o.Containers.Get(ctx, id)
+				if err != nil {
+					return false, err
+				}
+				return r.healthy(ctx, c, false)
+			})
+		}
+	}
+	if err != nil || delay == 0 {
+		return err
+	}
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// until asks again whenever something happens to a container of the
+// application, until the answer is yes or an error.
+func (s *Service) until(ctx context.Context, app string, ask func() (bool, error)) error {
+	for {
+		sub, cancel := context.WithCancel(ctx)
+		_, events := s.o.Events.Subscribe(sub, time.Time{})
+		done, err := func() (bool, error) {
+			defer cancel()
+			for {
+				if ok, err := ask(); ok || err != nil {
+					return true, err
+				}
+				for {
+					e, open := <-events
+					if !open {
+						return false, ctx.Err() // fell behind, or the end
+					}
+					if e.Type == "container" && e.Attributes[LabelApp] == app {
+						break
+					}
+				}
+			}
+		}()
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+// hook runs one command in a running container.
+func (r *run) hook(ctx context.Context, s Step, id string, h types.ServiceHook) error {
+	c := r.s.o.Containers
+	exec, err := c.ExecCreate(ctx, id, container.ExecSpec{Cmd: h.Command, User: h.User, Privileged: h.Privileged, WorkingDir: h.WorkingDir, Env: environment(h.Environment), Stdout: true, Stderr: true})
+	if err != nil {
+		return err
+	}
+	a, err := c.ExecStart(ctx, exec, false, nil)
+	if err != nil {
+		return err
+	}
+	out := &told{r: r, s: s, id: id}
+	if err := a.Serve(nil, out, out); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	x, err := c.ExecGet(ctx, exec)
+	if err != nil {
+		return err
+	}
+	if x.ExitCode != nil && *x.ExitCode != 0 {
+		return fault.Conflictf("the hook %q exited with %d%s", strings.Join(h.Command, " "), *x.ExitCode, out.words())
+	}
+	return nil
+}
+
+// told hands output on as progress, a line at a time.
+type told struct {
+	r    *run
+	s    Step
+	id   string
+	part []byte
+	last string
+}
+
+const toldLimit = 4096 // bytes of a line
+
+func (t *told) Write(b []byte) (int, error) {
+	t.part = append(t.part, b...)
+	for {
+		at := slices.Index(t.part, '\n')
+		if at < 0 && len(t.part) < toldLimit {
+			return len(b), nil
+		}
+		if at < 0 {
+			at = len(t.part) - 1
+		}
+		t.last = strings.TrimRight(string(t.part[:at]), "\r\n")
+		t.r.op.step(t.s, Working, t.id, t.last)
+		t.part = slices.Clone(t.part[at+1:])
+	}
+}
+
+func (t *told) words() string {
+	text := clip(t.last + "\n" + string(t.part))
+	if text == "" {
+		return ""
+	}
+	return ": " + text
+}
+
+func (r *run) postStart(ctx context.Context, s Step, id string) error {
+	hooks := r.app.Project.Services[s.Service].PostStart
+	if s.Hook >= len(hooks) {
+		return fault.Internalf("service %s has no post_start %d", s.Service, s.Hook+1)
+	}
+	return r.hook(ctx, s, id, hooks[s.Hook])
+}
+
+// preStart runs a hook to its end in a container of its own.
+func (r *run) preStart(ctx context.Context, s Step) error {
+	service := r.app.Project.Services[s.Service]
+	if s.Hook >= len(service.PreStart) {
+		return fault.Internalf("service %s has no pre_start %d", s.Service, s.Hook+1)
+	}
+	h := service.PreStart[s.Hook]
+	if h.PerReplica {
+		return fault.Unsupportedf("services.%s.pre_start.per_replica: hooks run once a service", s.Service)
+	}
+	one := types.ServiceConfig{Name: s.Service, ContainerSpec: h.ContainerSpec}
+	if one.Image == "" {
+		one.Image = ImageName(r.app.Project.Name, service, r.sep)
+	}
+	if len(one.Networks) == 0 && one.NetworkMode == "" {
+		one.Networks, one.NetworkMode = service.Networks, service.NetworkMode
+	}
+	name := strings.Join([]string{r.app.Project.Name, s.Service, "pre_start", fmt.Sprint(s.Hook)}, r.sep)
+	code, err := r.oneShot(ctx, s, one, name, map[string]string{LabelHook: "pre_start", LabelHookIndex: fmt.Sprint(s.Hook)})
+	if err == nil && code != 0 {
+		err = fault.Conflictf("the hook pre_start %d exited with %d", s.Hook+1, code)
+	}
+	return err
+}
+
+// oneShot runs a container to its end and takes it away where that was good.
+func (r *run) oneShot(ctx context.Context, s Step, service types.ServiceConfig, name string, labels map[string]string) (code int, err error) {
+	c := r.s.o.Containers
+	if old, err := c.Get(ctx, name); err == nil && old.Name == name && old.Spec.Labels[LabelApp] == r.app.Project.Name {
+		if err := c.Remove(ctx, string(old.ID), container.RemoveOptions{Force: true, Volumes: true}); err != nil {
+			return 0, err
+		}
+	}
+	spec, err := r.maker().spec(wish{service: service, labels: labels})
+	if err != nil {
+		return 0, err
+	}
+	delete(spec.Labels, LabelHash)
+	spec.Restart = container.RestartPolicy{}
+	spec.Links = nil
+	id, _, err := c.Create(ctx, spec, container.CreateOptions{Name: name, Platform: r.app.platform(service.Platform)})
+	if err != nil {
+		return 0, err
+	}
+	if err := r.inject(ctx, service, string(id)); err != nil {
+		return 0, err
+	}
+	if err := c.Start(ctx, string(id)); err != nil {
+		return 0, err
+	}
+	ended, err := c.Wait(ctx, string(id), container.WaitNotRunning)
+	if err != nil {
+		return 0, err
+	}
+	end, ok := <-ended
+	if !ok {
+		return 0, ctx.Err()
+	}
+	if end.ExitCode != 0 {
+		if now, err := c.Get(ctx, string(id)); err == nil {
+			return end.ExitCode, fault.Conflictf("container %s exited (%d)%s", name, end.ExitCode, r.lastWords(ctx, now))
+		}
+		return end.ExitCode, nil
+	}
+	return 0, c.Remove(context.WithoutCancel(ctx), string(id), container.RemoveOptions{Volumes: true})
+}
