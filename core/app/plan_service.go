@@ -235,7 +235,7 @@ func (v *serviceView) plan() {
 			running = true
 		}
 	}
-	if !running && v.want > 0 && !v.in.Policy.NoStart {
+	if !running && v.want > 0 && len(v.s.PreStart) > 0 && !v.in.Policy.NoStart {
 		v.preStart()
 	}
 	for _, c := range v.have[min(v.want, len(v.have)):] {
@@ -444,14 +444,13 @@ func (v *serviceView) wait(name, condition string, optional bool) string {
 
 // preStart plans the hooks that run before the service has any container.
 func (v *serviceView) preStart() {
-	var before []string
+	ready := v.dependedOn()
 	for i := range v.s.PreStart {
-		s := Step{Action: Hook, Kind: KindService, Name: v.s.Name, Service: v.s.Name, Hook: i, Condition: "pre_start", Why: "pre_start", After: append(append(slices.Clone(v.infra), v.dependedOn()...), before...)}
+		s := Step{Action: Hook, Kind: KindService, Name: v.s.Name, Service: v.s.Name, Hook: i, Condition: "pre_start", Why: "pre_start", After: append(slices.Clone(v.infra), ready...)}
 		s.ID = fmt.Sprintf("run pre_start %d of %s", i+1, v.s.Name)
-		before = []string{v.add(s)}
+		ready = []string{v.add(s)}
 	}
-	v.ready = append(v.ready, before...)
-	v.asked = true
+	v.ready = ready
 }
 
 // roll is how a service's containers are replaced one after the other.
