@@ -27,6 +27,8 @@ require (
 require github.com/moby/profiles/apparmor v0.1.0
 
 require (
+	github.com/ProtonMail/go-crypto v1.4.1
+	github.com/cloudflare/circl v1.6.3 // indirect
 	github.com/compose-spec/compose-go/v2 v2.16.2
 	github.com/mattn/go-shellwords v1.0.13 // indirect
 	github.com/robfig/cron/v3 v3.0.1 // indirect

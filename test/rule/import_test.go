@@ -17,7 +17,7 @@ const module = "github.com/berth-project/berth/"
 var may = map[string][]string{
 	"cmd":     {"app", "cli", "engine/keeper/serve"},
 	"app":     {"app", "door", "engine", "store", "format", "core", "lib"},
-	"cli":     {"cli", "core", "format", "lib"},
+	"cli":     {"cli", "library", "core", "format", "lib"},
 	"door":    {"core", "lib"},
 	"engine":  {"format", "core", "lib"},
 	"store":   {"core", "lib"},

@@ -1,0 +1,105 @@
+package library
+
+import (
+	"fmt"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth/cli/library/maker"
+)
+
+func (n *noun) build() *cobra.Command {
+	var o maker.Options
+	var format string
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "build [OPTIONS] NAME [NAME...]",
+		Short: n.say("Make official images in the engine", "Hacer imágenes oficiales en el motor"),
+		Long: n.say(`Make official images in the engine, and those they stand on.
+
+An image that is there and was made from the same packages and recipe is left
+alone. SOURCE_DATE_EPOCH sets the time of the files that a build makes; it is
+the time of the newest package otherwise.`,
+			`Hacer imágenes oficiales en el motor, y aquellas en que se apoyan.
+
+Una imagen que ya está y se hizo con los mismos paquetes y receta no se toca.
+SOURCE_DATE_EPOCH fija la hora de los archivos que crea; si no está, es la del
+paquete más reciente.`),
+		Example: "  berth library build postgres redis\n  berth library build --all\n  berth library build --offline nginx\n  berth library build --mirror http://snapshot.debian.org/archive/debian/20261121T000000Z nginx",
+		Args:    cobra.ArbitraryArgs,
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 != all {
+			return fmt.Errorf("%s", n.say("name the images, or give --all", "nombre las imágenes, o use --all"))
+		}
+		list, err := n.named(args)
+		if err != nil {
+			return err
+		}
+		m, err := n.maker(cmd.Context(), n.docker.Client(), o)
+		if err != nil {
+			return err
+		}
+		var made []*maker.Result
+		t := tabwriter.NewWriter(n.docker.Out(), 0, 0, 3, ' ', 0)
+		for _, r := range list {
+			begun := time.Now()
+			x, err := m.Make(cmd.Context(), r.Name)
+			if err != nil {
+				_ = t.Flush()
+				return err
+			}
+			made = append(made, x)
+			if format == "table" {
+				state := n.say("up to date", "al día")
+				if x.Fresh {
+					state = fmt.Sprintf(n.say("made in %.1f s", "hecha en %.1f s"), time.Since(begun).Seconds())
+				}
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", x.Tags[len(x.Tags)-1], short(x.ID), mb(float64(x.Size)/1e6), state)
+			}
+		}
+		if format == "json" {
+			return writeJSON(n.docker.Out(), made)
+		}
+		return t.Flush()
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&all, "all", "a", false, n.say("Make all images", "Hacer todas las imágenes"))
+	f.BoolVar(&o.Force, "force", false, n.say("Make images that are up to date, too", "Hacer también las que están al día"))
+	f.BoolVar(&o.Replace, "replace", false, n.say("Take names from images that are not of the library", "Tomar nombres de imágenes ajenas a la biblioteca"))
+	n.mirrorFlags(cmd)
+	n.formatFlag(cmd, &format)
+	return cmd
+}
+
+func (n *noun) fetch() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "fetch [OPTIONS] [NAME...]",
+		Short: n.say("Fetch the packages of official images, to make them without a network later", "Descargar los paquetes de imágenes oficiales, para hacerlas luego sin red"),
+		Long: n.say("Fetch the packages of official images (all where none is named) into the cache. 'berth library build --offline' then needs no network; the folder may be carried to another machine.",
+			"Descargar a la caché los paquetes de imágenes oficiales (todas si no se nombra ninguna). Después 'berth library build --offline' no necesita red; la carpeta puede llevarse a otra máquina."),
+		Example: "  berth library fetch\n  berth library fetch --cache /media/usb/library postgres",
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		list, err := n.named(args)
+		if err != nil {
+			return err
+		}
+		m, err := n.maker(cmd.Context(), nil, maker.Options{})
+		if err != nil {
+			return err
+		}
+		for _, r := range list {
+			if err := m.Fetch(cmd.Context(), r.Name); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	n.mirrorFlags(cmd)
+	return cmd
+}
+
+func (n *noun) test() *cobra.Command { return &cobra.Command{Use: "test"} }

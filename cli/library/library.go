@@ -1,0 +1,180 @@
+// Package library is the command `berth library`: the official images, made
+// from Debian's packages on this machine. It talks to the engine over its API,
+// to a Debian mirror, and needs no builder and no registry.
+package library
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/cli/cli/command"
+	"github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth/cli/library/maker"
+	"github.com/berth-project/berth/cli/library/mirror"
+	"github.com/berth-project/berth/format/recipe"
+	recipes "github.com/berth-project/berth/library"
+)
+
+// suite is the release of Debian that the recipes are written for.
+const suite = "trixie"
+
+// Say chooses between English and Spanish.
+type Say func(english, spanish string) string
+
+// noun is what all commands of the noun share.
+type noun struct {
+	docker command.Cli
+	say    Say
+	o      mirror.Options
+	dir    string // recipes on disk instead of those in the program
+}
+
+// New gives the command.
+func New(docker command.Cli, say Say) *cobra.Command {
+	n := &noun{docker: docker, say: say}
+	cmd := &cobra.Command{
+		Use:   "library COMMAND",
+		Short: say("Official images, made here from Debian's packages", "Imágenes oficiales, hechas aquí con paquetes de Debian"),
+		Long: say(`Official images, made here from Debian's packages.
+
+No registry is asked: packages come from a Debian mirror, their signatures are
+checked, and the engine installs them in a container without a network. The
+same package versions give the same image, digest for digest.`,
+			`Imágenes oficiales, hechas aquí con paquetes de Debian.
+
+No se consulta ningún registro: los paquetes vienen de una réplica de Debian, se
+comprueban sus firmas, y el motor los instala en un contenedor sin red. Las
+mismas versiones de paquetes dan la misma imagen, con el mismo digest.`),
+		Example: "  berth library ls\n  berth library build postgres redis nginx\n  berth run -d -e POSTGRES_PASSWORD=secret postgres",
+		Args:    cobra.NoArgs,
+		RunE:    func(cmd *cobra.Command, args []string) error { return command.ShowHelp(docker.Err())(cmd, args) },
+	}
+	cmd.AddCommand(n.ls(), n.show(), n.build(), n.fetch(), n.test())
+	cmd.PersistentFlags().StringVar(&n.dir, "recipes", "", say("Folder of recipes to use instead of the program's own", "Carpeta de recetas en lugar de las del programa"))
+	return cmd
+}
+
+// mirrorFlags adds the flags that say where packages come from.
+func (n *noun) mirrorFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&n.o.Main, "mirror", "", n.say("Address of a Debian mirror (default: as this host's apt has it)", "Dirección de una réplica de Debian (por omisión, la de apt en esta máquina)"))
+	f.StringVar(&n.o.Security, "security-mirror", "", n.say(`Address of Debian's security archive, or "none"`, `Dirección del archivo de seguridad de Debian, o "none"`))
+	f.StringVar(&n.o.Suite, "suite", suite, n.say("Release of Debian", "Versión de Debian"))
+	f.StringVar(&n.o.Keyring, "keyring", mirror.DefaultKeyring, n.say("Keys that may sign the mirror's index", "Claves que pueden firmar el índice de la réplica"))
+	f.StringVar(&n.o.Cache, "cache", "", n.say("Folder of fetched packages (default: berth/library in the user's cache)", "Carpeta de paquetes descargados (por omisión, berth/library en la caché del usuario)"))
+	f.BoolVar(&n.o.Offline, "offline", false, n.say("Use fetched packages only", "Usar solo paquetes ya descargados"))
+}
+
+func (n *noun) files() fs.FS {
+	if n.dir != "" {
+		return os.DirFS(n.dir)
+	}
+	return recipes.Files
+}
+
+// named gives recipes by name or alias, all where none is named.
+func (n *noun) named(names []string) ([]*recipe.Recipe, error) {
+	all, err := recipe.Names(n.files())
+	if err != nil {
+		return nil, err
+	}
+	var list []*recipe.Recipe
+	alias := map[string]*recipe.Recipe{}
+	for _, name := range all {
+		r, err := recipe.Read(n.files(), name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, r)
+		for _, a := range append(r.Manifest.Aliases, name) {
+			alias[a] = r
+		}
+	}
+	if len(names) == 0 {
+		return list, nil
+	}
+	list = nil
+	for _, name := range names {
+		r := alias[name]
+		if r == nil {
+			return nil, fmt.Errorf(n.say("the library has no image %q: see 'berth library ls'", "la biblioteca no tiene la imagen %q: vea 'berth library ls'"), name)
+		}
+		if !slices.Contains(list, r) {
+			list = append(list, r)
+		}
+	}
+	return list, nil
+}
+
+// maker opens the mirror; engine may be nil when packages are only fetched.
+func (n *noun) maker(ctx context.Context, engine client.APIClient, o maker.Options) (*maker.Maker, error) {
+	m := n.o
+	if m.Cache == "" {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return nil, fmt.Errorf("%w: name a folder with --cache", err)
+		}
+		m.Cache = filepath.Join(cache, "berth", "library")
+	}
+	m.Architecture = "amd64"
+	if engine != nil {
+		info, err := engine.ServerVersion(ctx, client.ServerVersionOptions{})
+		if err != nil {
+			return nil, err
+		}
+		if m.Architecture = mirror.DebianArchitecture(info.Arch); m.Architecture == "" {
+			return nil, fmt.Errorf("the engine's architecture %s is not one of Debian's", info.Arch)
+		}
+	}
+	source, err := mirror.New(m)
+	if err != nil {
+		return nil, err
+	}
+	o.Library, o.Engine, o.Mirror, o.Say = n.files(), engine, source, n.progress()
+	return maker.New(ctx, o)
+}
+
+// progress writes one line for each step, with the time since the beginning.
+func (n *noun) progress() func(maker.Report) {
+	begun := time.Now()
+	words := map[string]string{
+		"index": n.say("read the index of", "leer el índice de"), "fetch": n.say("fetch", "descargar"), "unpack": n.say("unpack", "desempaquetar"),
+		"install": n.say("install", "instalar"), "pack": n.say("pack", "empaquetar"), "check": n.say("check", "comprobar"),
+	}
+	return func(r maker.Report) {
+		fmt.Fprintf(n.docker.Err(), "%6.1fs  %-12s %s %s\n", time.Since(begun).Seconds(), r.Image, words[r.Step], r.Detail)
+	}
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+// formatFlag adds --format, which takes table and json.
+func (n *noun) formatFlag(cmd *cobra.Command, format *string) {
+	cmd.Flags().StringVar(format, "format", "table", n.say(`Output format ("table" or "json")`, `Formato de salida ("table" o "json")`))
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *format != "table" && *format != "json" {
+			return fmt.Errorf(n.say("unknown format %q: use table or json", "formato %q desconocido: use table o json"), *format)
+		}
+		return run(cmd, args)
+	}
+}
+
+func short(id string) string {
+	id = strings.TrimPrefix(id, "sha256:")
+	return id[:min(12, len(id))]
+}

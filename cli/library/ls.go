@@ -1,0 +1,95 @@
+package library
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth/cli/library/maker"
+	"github.com/berth-project/berth/format/recipe"
+)
+
+// row is one image in the list.
+type row struct {
+	Name        string   `json:"name"`
+	Aliases     []string `json:"aliases,omitempty"`
+	ID          string   `json:"id,omitempty"` // of the image in the engine
+	Version     string   `json:"version,omitempty"`
+	Size        int64    `json:"size,omitempty"` // in bytes
+	HubImage    string   `json:"hub_image,omitempty"`
+	HubMB       float64  `json:"hub_mb,omitempty"`
+	Description string   `json:"description"`
+}
+
+func (n *noun) ls() *cobra.Command {
+	var format string
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   n.say("List the official images", "Listar las imágenes oficiales"),
+		Long: n.say("List the official images: those in the engine with their size, beside what Docker Hub's image of the name weighs where that is known.",
+			"Listar las imágenes oficiales: las que tiene el motor con su tamaño, junto a lo que pesa la imagen de ese nombre en Docker Hub si se conoce."),
+		Example: "  berth library ls\n  berth library ls --format json",
+		Args:    cobra.NoArgs,
+	}
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		list, err := n.named(nil)
+		if err != nil {
+			return err
+		}
+		rows := make([]row, 0, len(list))
+		for _, r := range list {
+			x := n.row(r)
+			found, err := n.docker.Client().ImageInspect(cmd.Context(), r.Name+":latest")
+			switch {
+			case err == nil && found.Config != nil && found.Config.Labels[maker.LabelInputs] != "":
+				x.ID, x.Size, x.Version = found.ID, found.Size, found.Config.Labels["org.opencontainers.image.version"]
+			case err != nil && !errdefs.IsNotFound(err) && !client.IsErrConnectionFailed(err):
+				return err
+			}
+			rows = append(rows, x)
+		}
+		if format == "json" {
+			return writeJSON(n.docker.Out(), rows)
+		}
+		return n.table(rows)
+	}
+	n.formatFlag(cmd, &format)
+	return cmd
+}
+
+func (n *noun) row(r *recipe.Recipe) row {
+	m := r.Manifest
+	x := row{Name: r.Name, Aliases: m.Aliases, Description: n.say(m.Description.English, m.Description.Spanish)}
+	if m.Hub != nil {
+		x.HubImage, x.HubMB = m.Hub.Image, m.Hub.MB
+	}
+	return x
+}
+
+func (n *noun) table(rows []row) error {
+	t := tabwriter.NewWriter(n.docker.Out(), 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, n.say("NAME\tVERSION\tIMAGE ID\tSIZE\tON DOCKER HUB\tDESCRIPTION", "NOMBRE\tVERSIÓN\tIMAGEN\tTAMAÑO\tEN DOCKER HUB\tDESCRIPCIÓN"))
+	for _, x := range rows {
+		size, hub := "", ""
+		if x.Size > 0 {
+			size = mb(float64(x.Size) / 1e6)
+		}
+		if x.HubMB > 0 {
+			hub = mb(x.HubMB)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", strings.Join(append([]string{x.Name}, x.Aliases...), ", "), x.Version, short(x.ID), size, hub, x.Description)
+	}
+	return t.Flush()
+}
+
+func mb(n float64) string {
+	if n < 10 {
+		return fmt.Sprintf("%.1f MB", n)
+	}
+	return fmt.Sprintf("%.0f MB", n)
+}

@@ -1,0 +1,356 @@
+// Package mirror fetches from a Debian mirror: release files whose signature
+// is checked, indexes and packages whose digest is checked. What it fetched it
+// keeps in a cache by digest, from which it also works without a network. It
+// knows nothing of images.
+package mirror
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp"
+
+	"github.com/berth-project/berth/format/debian"
+	"github.com/berth-project/berth/lib/inflate"
+)
+
+// Limits of what is fetched.
+const (
+	maxRelease = 16 << 20
+	maxIndex   = 256 << 20 // compressed
+	maxPlain   = 2 << 30
+	tries      = 3
+	stall      = 60 * time.Second // without a byte
+)
+
+// DefaultKeyring is where Debian's package of the same name puts its keys.
+const DefaultKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+// Options says where packages come from. Its zero value is Debian's mirror as
+// the host's apt has it.
+type Options struct {
+	Main         string // address of the archive; "" as the host's apt has it
+	Security     string // address of the security archive; "" as the host's apt, "none" for none
+	Suite        string // code name of a release
+	Architecture string // as Debian says it
+	Keyring      string // file of keys; "" is DefaultKeyring
+	Cache        string // folder
+	Offline      bool   // use the cache alone
+	Client       *http.Client
+}
+
+// Mirror is one or two archives and a cache.
+type Mirror struct {
+	o    Options
+	keys openpgp.EntityList
+}
+
+// ErrOffline says that something is not in the cache and must not be fetched.
+var ErrOffline = errors.New("not in the cache, and the mirror is not to be asked")
+
+// New prepares a mirror; it fetches nothing yet.
+func New(o Options) (*Mirror, error) {
+	if o.Keyring == "" {
+		o.Keyring = DefaultKeyring
+	}
+	text, err := os.ReadFile(o.Keyring)
+	if err != nil {
+		return nil, fmt.Errorf("keys of Debian's archive: %w (install debian-archive-keyring, or name a file with --keyring)", err)
+	}
+	keys, err := debian.ReadKeyring(text)
+	if err != nil {
+		return nil, fmt.Errorf("keys of Debian's archive: %s: %w", o.Keyring, err)
+	}
+	main, security := hostMirrors()
+	if o.Main == "" {
+		o.Main = main
+	}
+	if o.Security == "" {
+		o.Security = security
+	}
+	for _, a := range []*string{&o.Main, &o.Security} {
+		*a = strings.TrimRight(*a, "/")
+		if u, err := url.Parse(*a); *a != "none" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+			return nil, fmt.Errorf("mirror %q: not an http or https address", *a)
+		}
+	}
+	if goNames[o.Architecture] == "" {
+		return nil, fmt.Errorf("no images are made for the architecture %q", o.Architecture)
+	}
+	if o.Client == nil {
+		o.Client = &http.Client{}
+	}
+	return &Mirror{o: o, keys: keys}, nil
+}
+
+// Cache is the folder of the cache.
+func (m *Mirror) Cache() string { return m.o.Cache }
+
+// Name says where packages come from, for people.
+func (m *Mirror) Name() string { return m.o.Main + " " + m.o.Suite }
+
+// GoArchitecture is the architecture as images name it.
+func (m *Mirror) GoArchitecture() string { return goNames[m.o.Architecture] }
+
+// goNames are the architectures of Debian that images are made for.
+var goNames = map[string]string{"amd64": "amd64", "arm64": "arm64", "armhf": "arm", "i386": "386", "ppc64el": "ppc64le", "riscv64": "riscv64", "s390x": "s390x"}
+
+// DebianArchitecture is Debian's name of an architecture as images name it, or "".
+func DebianArchitecture(name string) string {
+	for d, g := range goNames {
+		if g == name {
+			return d
+		}
+	}
+	return ""
+}
+
+// Snapshot is what a mirror offered at one moment.
+type Snapshot struct {
+	Index *debian.Index
+	Date  time.Time // of the newest release file
+
+	m       *Mirror
+	archive map[*debian.Package]string
+}
+
+// Open reads the indexes of the suite with its updates and security updates.
+func (m *Mirror) Open(ctx context.Context) (*Snapshot, error) {
+	s := &Snapshot{Index: debian.NewIndex(), m: m, archive: map[*debian.Package]string{}}
+	suites := [][2]string{{m.o.Main, m.o.Suite}, {m.o.Main, m.o.Suite + "-updates"}}
+	if m.o.Security != "none" {
+		suites = append(suites, [2]string{m.o.Security, m.o.Suite + "-security"})
+	}
+	for _, a := range suites {
+		if err := m.suite(ctx, s, a[0], a[1]); err != nil {
+			return nil, fmt.Errorf("%s %s: %w", a[0], a[1], err)
+		}
+	}
+	return s, nil
+}
+
+func (m *Mirror) suite(ctx context.Context, s *Snapshot, archive, suite string) error {
+	dist := archive + "/dists/" + suite
+	text, err := m.release(ctx, dist+"/InRelease")
+	if err != nil {
+		return err
+	}
+	release, err := debian.ReadInRelease(text, m.keys, time.Now())
+	if err != nil {
+		return fmt.Errorf("InRelease: %w", err)
+	}
+	if release.Codename != suite && release.Suite != suite {
+		return fmt.Errorf("InRelease is of %s", release.Codename)
+	}
+	if release.Date.After(s.Date) {
+		s.Date = release.Date
+	}
+	folder := "main/binary-" + m.o.Architecture
+	for _, name := range []string{folder + "/Packages.gz", folder + "/Packages.xz", folder + "/Packages"} {
+		file, ok := release.Files[name]
+		if !ok {
+			continue
+		}
+		if file.Size > maxIndex {
+			return fmt.Errorf("%s: larger than %d bytes", name, maxIndex)
+		}
+		at, err := m.blob(ctx, dist+"/"+path.Dir(name)+"/by-hash/SHA256/"+file.SHA256, file.SHA256, file.Size, nil)
+		if err != nil && !errors.Is(err, ErrOffline) && ctx.Err() == nil {
+			at, err = m.blob(ctx, dist+"/"+name, file.SHA256, file.Size, nil)
+		}
+		if err != nil {
+			return err
+		}
+		return s.read(at, archive)
+	}
+	return fmt.Errorf("no index for %s", m.o.Architecture)
+}
+
+func (s *Snapshot) read(file, archive string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	plain, err := inflate.NewReader(f)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	return debian.ReadIndex(io.LimitReader(plain, maxPlain), s.m.o.Architecture, func(p *debian.Package) error {
+		s.Index.Add(p)
+		s.archive[p] = archive
+		return nil
+	})
+}
+
+// Get gives a package's .deb as a file of the cache. The digest was checked
+// when it was fetched. got is told of bytes that arrive.
+func (s *Snapshot) Get(ctx context.Context, p *debian.Package, got func(n int)) (string, error) {
+	archive, ok := s.archive[p]
+	if !ok {
+		archive = s.m.o.Main
+	}
+	at, err := s.m.blob(ctx, archive+"/"+p.Filename, p.SHA256, p.Size, got)
+	if err != nil {
+		return "", fmt.Errorf("package %s %s: %w", p.Name, p.Version, err)
+	}
+	return at, nil
+}
+
+// Has says whether the cache has a package.
+func (s *Snapshot) Has(p *debian.Package) bool {
+	info, err := os.Stat(s.m.path(p.SHA256))
+	return err == nil && info.Size() == p.Size
+}
+
+// release fetches a release file and remembers it by its address.
+func (m *Mirror) release(ctx context.Context, address string) ([]byte, error) {
+	at := filepath.Join(m.o.Cache, "release", hex.EncodeToString(sum([]byte(address)))[:32])
+	if m.o.Offline {
+		text, err := os.ReadFile(at)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path.Base(address), ErrOffline)
+		}
+		return text, nil
+	}
+	var b bytes.Buffer
+	if err := m.fetch(ctx, address, &b, maxRelease, nil); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), write(at, func(w io.Writer) error { _, err := w.Write(b.Bytes()); return err })
+}
+
+func sum(b []byte) []byte { s := sha256.Sum256(b); return s[:] }
+
+func (m *Mirror) path(digest string) string {
+	digest = strings.ToLower(digest)
+	return filepath.Join(m.o.Cache, "sha256", digest[:2], digest)
+}
+
+// blob gives the cache's file of a digest, fetching it when it is not there.
+func (m *Mirror) blob(ctx context.Context, address, digest string, size int64, got func(int)) (string, error) {
+	at := m.path(digest)
+	if info, err := os.Stat(at); err == nil && info.Size() == size {
+		return at, nil
+	}
+	if m.o.Offline {
+		return "", ErrOffline
+	}
+	var last error
+	for range tries {
+		last = write(at, func(w io.Writer) error {
+			h := sha256.New()
+			if err := m.fetch(ctx, address, io.MultiWriter(w, h), size, got); err != nil {
+				return err
+			}
+			if have := hex.EncodeToString(h.Sum(nil)); have != strings.ToLower(digest) {
+				return fmt.Errorf("%s: SHA256 is %s, should be %s", address, have, digest)
+			}
+			return nil
+		})
+		if last == nil || ctx.Err() != nil {
+			break
+		}
+		var status *statusError
+		if errors.As(last, &status) && status.code < 500 {
+			break
+		}
+	}
+	return at, last
+}
+
+type statusError struct {
+	address string
+	code    int
+	text    string
+}
+
+func (e *statusError) Error() string { return e.address + ": " + e.text }
+
+// fetch copies an address to w, at most limit bytes.
+func (m *Mirror) fetch(ctx context.Context, address string, w io.Writer, limit int64, got func(int)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watch := time.AfterFunc(stall, func() { cancel(fmt.Errorf("no byte for %v", stall)) })
+	defer watch.Stop()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("User-Agent", "berth-library")
+	resp, err := m.o.Client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return &statusError{address, resp.StatusCode, resp.Status}
+	}
+	n, err := io.Copy(w, io.LimitReader(progress{resp.Body, func(n int) {
+		watch.Reset(stall)
+		if got != nil {
+			got(n)
+		}
+	}}, limit+1))
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = cause
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", address, err)
+	}
+	if n > limit {
+		return fmt.Errorf("%s: larger than %d bytes", address, limit)
+	}
+	return nil
+}
+
+type progress struct {
+	io.Reader
+	got func(int)
+}
+
+func (p progress) Read(b []byte) (int, error) {
+	n, err := p.Reader.Read(b)
+	p.got(n)
+	return n, err
+}
+
+// write makes a file whole or not at all.
+func write(at string, fill func(io.Writer) error) (err error) {
+	if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(at), ".part-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+		}
+	}()
+	if err = fill(f); err != nil {
+		_ = f.Close()
+		return err
+	}
+	if err = f.Chmod(0o644); err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), at)
+}
