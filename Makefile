@@ -5,7 +5,7 @@ TIME    ?= $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 LINK     = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.buildTime=$(TIME)
 FLAGS    = -trimpath -ldflags "$(LINK)"
 
-.PHONY: build demo test test-tools test-corpus test-peer check bench clean install packages test-packages
+.PHONY: build demo test test-tools test-corpus test-library test-peer check bench clean install packages test-packages
 
 build: packages
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/welcome/rootfs/welcome ./library/welcome
@@ -34,6 +34,10 @@ test-corpus: test-packages test-tools
 # The same scripts against Debian's docker.io.
 test-peer: test-packages
 	BERTH_TEST_PEER=1 go test -count=1 -timeout 60m ./test/script
+
+# All official images: made, examined, made again. Takes long; packages come from a Debian mirror.
+test-library: build
+	BERTH_TEST_BIN=$(CURDIR)/bin go test -count=1 -timeout 180m ./test/library -all -v
 
 check:
 	@test -z "$$(git ls-files '*.go' | xargs gofmt -l | tee /dev/stderr)" || { echo "gofmt -w these files"; exit 1; }

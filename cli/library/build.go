@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth/cli/library/maker"
+	"github.com/berth-project/berth/cli/locale"
 )
 
 func (n *noun) build() *cobra.Command {
@@ -16,8 +17,8 @@ func (n *noun) build() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use:   "build [OPTIONS] NAME [NAME...]",
-		Short: n.say("Make official images in the engine", "Hacer imágenes oficiales en el motor"),
-		Long: n.say(`Make official images in the engine, and those they stand on.
+		Short: locale.Say("Make official images in the engine", "Hacer imágenes oficiales en el motor"),
+		Long: locale.Say(`Make official images in the engine, and those they stand on.
 
 An image that is there and was made from the same packages and recipe is left
 alone. SOURCE_DATE_EPOCH sets the time of the files that a build makes; it is
@@ -32,7 +33,7 @@ paquete más reciente.`),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 != all {
-			return fmt.Errorf("%s", n.say("name the images, or give --all", "nombre las imágenes, o use --all"))
+			return fmt.Errorf("%s", locale.Say("name the images, or give --all", "nombre las imágenes, o use --all"))
 		}
 		list, err := n.named(args)
 		if err != nil {
@@ -53,9 +54,9 @@ paquete más reciente.`),
 			}
 			made = append(made, x)
 			if format == "table" {
-				state := n.say("up to date", "al día")
+				state := locale.Say("up to date", "al día")
 				if x.Fresh {
-					state = fmt.Sprintf(n.say("made in %.1f s", "hecha en %.1f s"), time.Since(begun).Seconds())
+					state = fmt.Sprintf(locale.Say("made in %.1f s", "hecha en %.1f s"), time.Since(begun).Seconds())
 				}
 				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", x.Tags[len(x.Tags)-1], short(x.ID), mb(float64(x.Size)/1e6), state)
 			}
@@ -66,9 +67,9 @@ paquete más reciente.`),
 		return t.Flush()
 	}
 	f := cmd.Flags()
-	f.BoolVarP(&all, "all", "a", false, n.say("Make all images", "Hacer todas las imágenes"))
-	f.BoolVar(&o.Force, "force", false, n.say("Make images that are up to date, too", "Hacer también las que están al día"))
-	f.BoolVar(&o.Replace, "replace", false, n.say("Take names from images that are not of the library", "Tomar nombres de imágenes ajenas a la biblioteca"))
+	f.BoolVarP(&all, "all", "a", false, locale.Say("Make all images", "Hacer todas las imágenes"))
+	f.BoolVar(&o.Force, "force", false, locale.Say("Make images that are up to date, too", "Hacer también las que están al día"))
+	f.BoolVar(&o.Replace, "replace", false, locale.Say("Take names from images that are not of the library", "Tomar nombres de imágenes ajenas a la biblioteca"))
 	n.mirrorFlags(cmd)
 	n.formatFlag(cmd, &format)
 	return cmd
@@ -77,8 +78,8 @@ paquete más reciente.`),
 func (n *noun) fetch() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "fetch [OPTIONS] [NAME...]",
-		Short: n.say("Fetch the packages of official images, to make them without a network later", "Descargar los paquetes de imágenes oficiales, para hacerlas luego sin red"),
-		Long: n.say("Fetch the packages of official images (all where none is named) into the cache. 'berth library build --offline' then needs no network; the folder may be carried to another machine.",
+		Short: locale.Say("Fetch the packages of official images, to make them without a network later", "Descargar los paquetes de imágenes oficiales, para hacerlas luego sin red"),
+		Long: locale.Say("Fetch the packages of official images (all where none is named) into the cache. 'berth library build --offline' then needs no network; the folder may be carried to another machine.",
 			"Descargar a la caché los paquetes de imágenes oficiales (todas si no se nombra ninguna). Después 'berth library build --offline' no necesita red; la carpeta puede llevarse a otra máquina."),
 		Example: "  berth library fetch\n  berth library fetch --cache /media/usb/library postgres",
 	}
@@ -101,5 +102,3 @@ func (n *noun) fetch() *cobra.Command {
 	n.mirrorFlags(cmd)
 	return cmd
 }
-
-func (n *noun) test() *cobra.Command { return &cobra.Command{Use: "test"} }

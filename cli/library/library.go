@@ -21,6 +21,7 @@ import (
 
 	"github.com/berth-project/berth/cli/library/maker"
 	"github.com/berth-project/berth/cli/library/mirror"
+	"github.com/berth-project/berth/cli/locale"
 	"github.com/berth-project/berth/format/recipe"
 	recipes "github.com/berth-project/berth/library"
 )
@@ -28,24 +29,20 @@ import (
 // suite is the release of Debian that the recipes are written for.
 const suite = "trixie"
 
-// Say chooses between English and Spanish.
-type Say func(english, spanish string) string
-
 // noun is what all commands of the noun share.
 type noun struct {
 	docker command.Cli
-	say    Say
 	o      mirror.Options
 	dir    string // recipes on disk instead of those in the program
 }
 
 // New gives the command.
-func New(docker command.Cli, say Say) *cobra.Command {
-	n := &noun{docker: docker, say: say}
+func New(docker command.Cli) *cobra.Command {
+	n := &noun{docker: docker}
 	cmd := &cobra.Command{
 		Use:   "library COMMAND",
-		Short: say("Official images, made here from Debian's packages", "Imágenes oficiales, hechas aquí con paquetes de Debian"),
-		Long: say(`Official images, made here from Debian's packages.
+		Short: locale.Say("Official images, made here from Debian's packages", "Imágenes oficiales, hechas aquí con paquetes de Debian"),
+		Long: locale.Say(`Official images, made here from Debian's packages.
 
 No registry is asked: packages come from a Debian mirror, their signatures are
 checked, and the engine installs them in a container without a network. The
@@ -60,19 +57,19 @@ mismas versiones de paquetes dan la misma imagen, con el mismo digest.`),
 		RunE:    func(cmd *cobra.Command, args []string) error { return command.ShowHelp(docker.Err())(cmd, args) },
 	}
 	cmd.AddCommand(n.ls(), n.show(), n.build(), n.fetch(), n.test())
-	cmd.PersistentFlags().StringVar(&n.dir, "recipes", "", say("Folder of recipes to use instead of the program's own", "Carpeta de recetas en lugar de las del programa"))
+	cmd.PersistentFlags().StringVar(&n.dir, "recipes", "", locale.Say("Folder of recipes to use instead of the program's own", "Carpeta de recetas en lugar de las del programa"))
 	return cmd
 }
 
 // mirrorFlags adds the flags that say where packages come from.
 func (n *noun) mirrorFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&n.o.Main, "mirror", "", n.say("Address of a Debian mirror (default: as this host's apt has it)", "Dirección de una réplica de Debian (por omisión, la de apt en esta máquina)"))
-	f.StringVar(&n.o.Security, "security-mirror", "", n.say(`Address of Debian's security archive, or "none"`, `Dirección del archivo de seguridad de Debian, o "none"`))
-	f.StringVar(&n.o.Suite, "suite", suite, n.say("Release of Debian", "Versión de Debian"))
-	f.StringVar(&n.o.Keyring, "keyring", mirror.DefaultKeyring, n.say("Keys that may sign the mirror's index", "Claves que pueden firmar el índice de la réplica"))
-	f.StringVar(&n.o.Cache, "cache", "", n.say("Folder of fetched packages (default: berth/library in the user's cache)", "Carpeta de paquetes descargados (por omisión, berth/library en la caché del usuario)"))
-	f.BoolVar(&n.o.Offline, "offline", false, n.say("Use fetched packages only", "Usar solo paquetes ya descargados"))
+	f.StringVar(&n.o.Main, "mirror", "", locale.Say("Address of a Debian mirror (default: as this host's apt has it)", "Dirección de una réplica de Debian (por omisión, la de apt en esta máquina)"))
+	f.StringVar(&n.o.Security, "security-mirror", "", locale.Say(`Address of Debian's security archive, or "none"`, `Dirección del archivo de seguridad de Debian, o "none"`))
+	f.StringVar(&n.o.Suite, "suite", suite, locale.Say("Release of Debian", "Versión de Debian"))
+	f.StringVar(&n.o.Keyring, "keyring", mirror.DefaultKeyring, locale.Say("Keys that may sign the mirror's index", "Claves que pueden firmar el índice de la réplica"))
+	f.StringVar(&n.o.Cache, "cache", "", locale.Say("Folder of fetched packages (default: berth/library in the user's cache)", "Carpeta de paquetes descargados (por omisión, berth/library en la caché del usuario)"))
+	f.BoolVar(&n.o.Offline, "offline", false, locale.Say("Use fetched packages only", "Usar solo paquetes ya descargados"))
 }
 
 func (n *noun) files() fs.FS {
@@ -107,7 +104,7 @@ func (n *noun) named(names []string) ([]*recipe.Recipe, error) {
 	for _, name := range names {
 		r := alias[name]
 		if r == nil {
-			return nil, fmt.Errorf(n.say("the library has no image %q: see 'berth library ls'", "la biblioteca no tiene la imagen %q: vea 'berth library ls'"), name)
+			return nil, fmt.Errorf(locale.Say("the library has no image %q: see 'berth library ls'", "la biblioteca no tiene la imagen %q: vea 'berth library ls'"), name)
 		}
 		if !slices.Contains(list, r) {
 			list = append(list, r)
@@ -148,8 +145,8 @@ func (n *noun) maker(ctx context.Context, engine client.APIClient, o maker.Optio
 func (n *noun) progress() func(maker.Report) {
 	begun := time.Now()
 	words := map[string]string{
-		"index": n.say("read the index of", "leer el índice de"), "fetch": n.say("fetch", "descargar"), "unpack": n.say("unpack", "desempaquetar"),
-		"install": n.say("install", "instalar"), "pack": n.say("pack", "empaquetar"), "check": n.say("check", "comprobar"),
+		"index": locale.Say("read the index of", "leer el índice de"), "fetch": locale.Say("fetch", "descargar"), "unpack": locale.Say("unpack", "desempaquetar"),
+		"install": locale.Say("install", "instalar"), "pack": locale.Say("pack", "empaquetar"), "check": locale.Say("check", "comprobar"),
 	}
 	return func(r maker.Report) {
 		fmt.Fprintf(n.docker.Err(), "%6.1fs  %-12s %s %s\n", time.Since(begun).Seconds(), r.Image, words[r.Step], r.Detail)
@@ -164,11 +161,11 @@ func writeJSON(w io.Writer, v any) error {
 
 // formatFlag adds --format, which takes table and json.
 func (n *noun) formatFlag(cmd *cobra.Command, format *string) {
-	cmd.Flags().StringVar(format, "format", "table", n.say(`Output format ("table" or "json")`, `Formato de salida ("table" o "json")`))
+	cmd.Flags().StringVar(format, "format", "table", locale.Say(`Output format ("table" or "json")`, `Formato de salida ("table" o "json")`))
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if *format != "table" && *format != "json" {
-			return fmt.Errorf(n.say("unknown format %q: use table or json", "formato %q desconocido: use table o json"), *format)
+			return fmt.Errorf(locale.Say("unknown format %q: use table or json", "formato %q desconocido: use table o json"), *format)
 		}
 		return run(cmd, args)
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth/cli/library/maker"
+	"github.com/berth-project/berth/cli/locale"
 	"github.com/berth-project/berth/format/recipe"
 )
 
@@ -30,8 +31,8 @@ func (n *noun) ls() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   n.say("List the official images", "Listar las imágenes oficiales"),
-		Long: n.say("List the official images: those in the engine with their size, beside what Docker Hub's image of the name weighs where that is known.",
+		Short:   locale.Say("List the official images", "Listar las imágenes oficiales"),
+		Long: locale.Say("List the official images: those in the engine with their size, beside what Docker Hub's image of the name weighs where that is known.",
 			"Listar las imágenes oficiales: las que tiene el motor con su tamaño, junto a lo que pesa la imagen de ese nombre en Docker Hub si se conoce."),
 		Example: "  berth library ls\n  berth library ls --format json",
 		Args:    cobra.NoArgs,
@@ -64,7 +65,7 @@ func (n *noun) ls() *cobra.Command {
 
 func (n *noun) row(r *recipe.Recipe) row {
 	m := r.Manifest
-	x := row{Name: r.Name, Aliases: m.Aliases, Description: n.say(m.Description.English, m.Description.Spanish)}
+	x := row{Name: r.Name, Aliases: m.Aliases, Description: locale.Say(m.Description.English, m.Description.Spanish)}
 	if m.Hub != nil {
 		x.HubImage, x.HubMB = m.Hub.Image, m.Hub.MB
 	}
@@ -73,7 +74,7 @@ func (n *noun) row(r *recipe.Recipe) row {
 
 func (n *noun) table(rows []row) error {
 	t := tabwriter.NewWriter(n.docker.Out(), 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, n.say("NAME\tVERSION\tIMAGE ID\tSIZE\tON DOCKER HUB\tDESCRIPTION", "NOMBRE\tVERSIÓN\tIMAGEN\tTAMAÑO\tEN DOCKER HUB\tDESCRIPCIÓN"))
+	fmt.Fprintln(t, locale.Say("NAME\tVERSION\tIMAGE ID\tSIZE\tON DOCKER HUB\tDESCRIPTION", "NOMBRE\tVERSIÓN\tIMAGEN\tTAMAÑO\tEN DOCKER HUB\tDESCRIPCIÓN"))
 	for _, x := range rows {
 		size, hub := "", ""
 		if x.Size > 0 {

@@ -34,7 +34,7 @@ func (n *noun) show() *cobra.Command {
 	var dockerfile bool
 	cmd := &cobra.Command{
 		Use:     "show [OPTIONS] NAME",
-		Short:   n.say("Tell what an official image is made of and how it runs", "Decir de qué está hecha una imagen oficial y cómo se ejecuta"),
+		Short:   locale.Say("Tell what an official image is made of and how it runs", "Decir de qué está hecha una imagen oficial y cómo se ejecuta"),
 		Example: "  berth library show postgres\n  berth library show --dockerfile redis",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -61,7 +61,7 @@ func (n *noun) show() *cobra.Command {
 		return nil
 	}
 	n.formatFlag(cmd, &format)
-	cmd.Flags().BoolVar(&dockerfile, "dockerfile", false, n.say("Print the recipe's Dockerfile", "Escribir el Dockerfile de la receta"))
+	cmd.Flags().BoolVar(&dockerfile, "dockerfile", false, locale.Say("Print the recipe's Dockerfile", "Escribir el Dockerfile de la receta"))
 	return cmd
 }
 
@@ -114,7 +114,7 @@ func (n *noun) config(r *recipe.Recipe) (dockerspec.DockerOCIImageConfig, error)
 func (n *noun) write(d detail) {
 	line := func(english, spanish, value string) {
 		if value != "" {
-			fmt.Fprintf(n.docker.Out(), "%-16s %s\n", n.say(english, spanish), value)
+			fmt.Fprintf(n.docker.Out(), "%-16s %s\n", locale.Say(english, spanish), value)
 		}
 	}
 	line("Name", "Nombre", strings.Join(append([]string{d.Name}, d.Aliases...), ", "))

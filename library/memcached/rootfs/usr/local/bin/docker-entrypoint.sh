@@ -1,0 +1,7 @@
+#!/bin/sh
+# Options alone are for memcached.
+set -eu
+case ${1:-} in
+-*) set -- memcached "$@" ;;
+esac
+exec "$@"

@@ -1,0 +1,171 @@
+// Package library makes the official images with the real command and a real
+// engine, and examines them. Packages are fetched before the tests enter their
+// namespaces, where no mirror can be reached.
+package library
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berth-project/berth/cli/library/checkup"
+	"github.com/berth-project/berth/test/kit"
+)
+
+var all = flag.Bool("all", false, "make and examine all images of the library, not a few")
+
+// few are images that are made quickly.
+var few = []string{"debian", "busybox", "hello-world", "redis", "memcached", "nginx", "httpd", "haproxy"}
+
+// Variables that the outer stage of the test leaves to the inner one.
+const (
+	binVar  = "BERTH_LIBRARY_TEST_BIN"
+	skipVar = "BERTH_LIBRARY_TEST_SKIP"
+)
+
+// fetchLimit bounds the wait for a mirror.
+const fetchLimit = 10 * time.Minute
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if os.Getenv("BERTH_TEST_STAGE") == "" && os.Geteuid() == 0 {
+		dir, err := os.MkdirTemp("", "berth-library-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		reason := prepare(dir)
+		_ = os.Setenv(skipVar, reason)
+		code := kit.Main(m)
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}
+	os.Exit(kit.Main(m))
+}
+
+// prepare finds or builds the command and fetches packages; it gives the
+// reason why that cannot be.
+func prepare(dir string) string {
+	berth := filepath.Join(os.Getenv("BERTH_TEST_BIN"), "berth")
+	if os.Getenv("BERTH_TEST_BIN") == "" {
+		berth = filepath.Join(dir, "berth")
+		_, self, _, _ := runtime.Caller(0)
+		cmd := exec.Command("go", "build", "-o", berth, "./cmd/berth")
+		cmd.Dir = filepath.Join(filepath.Dir(self), "..", "..")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Sprintf("berth was not built: %v: %s", err, out)
+		}
+	}
+	_ = os.Setenv(binVar, berth)
+	ctx, cancel := context.WithTimeout(context.Background(), fetchLimit)
+	defer cancel()
+	args := []string{"library", "fetch"}
+	if !*all {
+		args = append(args, few...)
+	}
+	if out, err := exec.CommandContext(ctx, berth, args...).CombinedOutput(); err != nil {
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		return "packages cannot be fetched: " + lines[len(lines)-1]
+	}
+	return ""
+}
+
+// made is what `berth library build` and `test` say of an image.
+type made struct {
+	Name   string
+	ID     string
+	Size   int64
+	Fresh  bool
+	Checks []checkup.Check
+}
+
+// berth runs the command against an engine, without a network, and decodes what it prints.
+func berth(t *testing.T, e *kit.Engine, args ...string) []made {
+	t.Helper()
+	cmd := exec.Command(os.Getenv(binVar), args...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+e.Socket)
+	var out, log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &log
+	err := cmd.Run()
+	var list []made
+	if bad := json.Unmarshal(out.Bytes(), &list); bad != nil {
+		t.Fatalf("berth %v: %v\n%s", args, err, log.String())
+	}
+	return list
+}
+
+func TestTheImagesPassTheirChecksAndAreReproducible(t *testing.T) {
+	if reason := os.Getenv(skipVar); reason != "" {
+		kit.Skip(t, "%s", reason)
+	}
+	engine, err := kit.Start(context.Background(), "library", false)
+	if errors.Is(err, kit.ErrMissing) {
+		kit.Skip(t, "%v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := engine.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	args := []string{"library", "test", "--offline", "--format", "json"}
+	if *all {
+		args = append(args, "--all")
+	} else {
+		args = append(args, few...)
+	}
+	images := berth(t, engine, args...)
+	if len(images) < len(few) {
+		t.Fatalf("%d images were examined", len(images))
+	}
+	ids := map[string]string{}
+	for _, image := range images {
+		ids[image.Name] = image.ID
+		t.Run(image.Name, func(t *testing.T) {
+			if len(image.Checks) != len(checkup.Names) {
+				t.Errorf("%d checks were made, should be %d", len(image.Checks), len(checkup.Names))
+			}
+			for _, c := range image.Checks {
+				if c.Verdict == checkup.Bad {
+					t.Errorf("%s: %s", c.Name, c.Detail)
+				}
+			}
+		})
+	}
+	again := []string{"redis"}
+	if *all {
+		again = nil
+		for name := range ids {
+			again = append(again, name)
+		}
+	}
+	t.Run("made twice, the digest is the same", func(t *testing.T) {
+		for _, image := range berth(t, engine, append([]string{"library", "build", "--offline", "--force", "--format", "json"}, again...)...) {
+			if !image.Fresh {
+				t.Errorf("%s was not made again", image.Name)
+			}
+			if ids[image.Name] != image.ID {
+				t.Errorf("%s: %s, and then %s", image.Name, ids[image.Name], image.ID)
+			}
+		}
+	})
+	t.Run("what is up to date is left alone", func(t *testing.T) {
+		for _, image := range berth(t, engine, "library", "build", "--offline", "--format", "json", "redis") {
+			if image.Fresh || ids[image.Name] != image.ID {
+				t.Errorf("%+v", image)
+			}
+		}
+	})
+}
