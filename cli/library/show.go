@@ -9,6 +9,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/berth-project/berth/cli/locale"
 	"github.com/berth-project/berth/format/recipe"
 )
 
