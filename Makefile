@@ -26,6 +26,7 @@ test: build test-packages test-tools check
 # Foreign programs that tests compare with or use, each built in a module of its own.
 test-tools:
 	sh .ci/tool docker-compose github.com/docker/compose/v5/cmd github.com/docker/compose/v5 v5.6.0 "-X github.com/docker/compose/v5/internal.Version=v5.6.0"
+	sh .ci/tool docker-buildx github.com/docker/buildx/cmd/buildx github.com/docker/buildx v0.38.2 "-X github.com/docker/buildx/version.Version=v0.38.2"
 
 # Every Compose file of the corpus: read, or refused for a reason that others share.
 test-corpus: test-packages test-tools
@@ -61,4 +62,4 @@ packages:
 	@sh .ci/packages gcc libc6-dev pkg-config libseccomp-dev
 
 test-packages:
-	@sh .ci/packages busybox-static curl docker.io docker-compose docker-registry iproute2 nftables python3-docker redis-server tini tmux util-linux
+	@sh .ci/packages busybox-static curl docker.io docker-compose docker-registry git iproute2 nftables openssh-client python3-docker redis-server tini tmux util-linux

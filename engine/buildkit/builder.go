@@ -8,16 +8,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/control"
 	"github.com/moby/buildkit/frontend"
@@ -27,9 +28,12 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/db/boltutil"
 	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/version"
 	"github.com/moby/buildkit/worker"
+	"github.com/sirupsen/logrus"
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
@@ -105,7 +109,7 @@ func (b *Builder) start() (*running, error) {
 		return nil, fmt.Errorf("start the builder: %w", err)
 	}
 	b.running = r
-	b.log.Info("builder started", "buildkit", client.BuildkitVersion{}.Version)
+	b.log.Info("builder started", "buildkit", version.Version)
 	return r, nil
 }
 
@@ -113,6 +117,7 @@ func (b *Builder) boot() (_ *running, err error) {
 	if err := os.MkdirAll(b.o.Root, 0o700); err != nil {
 		return nil, err
 	}
+	version.Version = release() // BuildKit's own build sets it
 	r := &running{stop: make(chan struct{})}
 	if r.sessions, err = session.NewManager(); err != nil {
 		return nil, err
@@ -173,7 +178,7 @@ func (b *Builder) Serve(conn net.Conn) error {
 	if err != nil {
 		return err
 	}
-	(&http2.Server{}).ServeConn(conn, &http2.ServeConnOpts{Handler: r.server})
+	(&http2.Server{}).ServeConn(conn, &http2.ServeConnOpts{Context: quiet(context.Background()), Handler: r.server, BaseConfig: &http.Server{ErrorLog: slog.NewLogLogger(b.log.Handler(), slog.LevelDebug)}})
 	return nil
 }
 
@@ -185,7 +190,24 @@ func (b *Builder) Session(ctx context.Context, conn net.Conn, h http.Header) err
 	if err != nil {
 		return err
 	}
-	return r.sessions.HandleConn(ctx, conn, h)
+	return r.sessions.HandleConn(quiet(ctx), conn, h)
+}
+
+// quiet drops what BuildKit logs: what matters of it comes back as errors.
+func quiet(ctx context.Context) context.Context {
+	return bklog.WithLogger(ctx, logrus.NewEntry(&logrus.Logger{Out: io.Discard, Formatter: &logrus.TextFormatter{}, Hooks: logrus.LevelHooks{}, Level: logrus.PanicLevel}))
+}
+
+// release is that of the linked BuildKit.
+func release() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, m := range info.Deps {
+			if m.Path == version.Package {
+				return m.Version
+			}
+		}
+	}
+	return version.Version
 }
 
 // Close ends the builds and closes the databases.

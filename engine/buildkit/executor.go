@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +40,9 @@ type executor struct {
 	steps   map[string]*step
 }
 
+// mountsDir is where BuildKit mounts what steps share, below the run folder.
+const mountsDir = "mounts"
+
 // key names a process.
 type key struct{ id, exec string }
 
@@ -67,8 +71,10 @@ func newExecutor(ctx context.Context, o Options) (*executor, error) {
 	if err := sweep(o.Run); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(x.dir, 0o711); err != nil {
-		return nil, err
+	for _, dir := range []string{x.dir, filepath.Join(o.Run, mountsDir)} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, err
+		}
 	}
 	x.exits.Add(1)
 	go x.watch()
@@ -244,6 +250,14 @@ func (x *executor) prepare(ctx context.Context, id string, s *step, root bk.Moun
 		return nil, err
 	}
 	u.add(func() error { cleanup(); return nil })
+	parent := x.o.CgroupParent
+	if meta.CgroupParent != "" {
+		parent = meta.CgroupParent
+		u.add(leaveCgroup(parent))
+	}
+	if !strings.HasSuffix(parent, ":") {
+		spec.Linux.CgroupsPath = filepath.Join("/", parent, id)
+	}
 	spec.Root.Path = s.root
 	spec.Root.Readonly = spec.Root.Readonly || root.Readonly
 	spec.Process.Terminal = meta.Tty

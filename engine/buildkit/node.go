@@ -84,7 +84,7 @@ func newNode(o Options, steps *executor) (*node, error) {
 			}
 			return nil, lm.Delete(ctx, leases.Lease{ID: l.ID}, leases.SynchronousDelete)
 		},
-		MetadataStore: md, MountPoolRoot: filepath.Join(o.Run, "mounts"),
+		MetadataStore: md, MountPoolRoot: filepath.Join(o.Run, mountsDir),
 	})
 	if err != nil {
 		return nil, err

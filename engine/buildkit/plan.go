@@ -48,6 +48,27 @@ func (b *Builder) spool(r io.Reader) (*os.File, error) {
 	return f, nil
 }
 
+// archive makes a plain archive begin with its root: BuildKit looks at the
+// first kilobyte alone, which pax headers can fill. Anything else stays as it is.
+func archive(f *os.File) (io.Reader, error) {
+	_, err := tar.NewReader(f).Next()
+	if _, again := f.Seek(0, io.SeekStart); again != nil {
+		return nil, again
+	}
+	if err != nil {
+		return f, nil
+	}
+	var head bytes.Buffer
+	w := tar.NewWriter(&head)
+	if err := w.WriteHeader(&tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
+		return nil, err
+	}
+	if err := w.Flush(); err != nil {
+		return nil, err
+	}
+	return io.MultiReader(&head, f), nil
+}
+
 // plan lists the instructions that a build goes through, in the order of the
 // Dockerfile; nil where that cannot be told. The file is rewound.
 func plan(f *os.File, r build.Request) []build.Instruction {

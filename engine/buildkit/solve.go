@@ -77,7 +77,9 @@ func (b *Builder) Build(ctx context.Context, r build.Request, tell func(build.Pr
 		if list := plan(spool, r); len(list) > 0 {
 			tell(build.Progress{Plan: list})
 		}
-		r.Context = spool
+		if r.Context, err = archive(spool); err != nil {
+			return build.Result{}, err
+		}
 	}
 	if r.Session == "" {
 		end, err := b.serve(ctx, r, req)

@@ -1,6 +1,8 @@
 package buildkit
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -69,5 +71,29 @@ func (l limits) clamp(s *specs.Spec) {
 		if hard, known := l.hard[r.Type]; known && !l.resource && r.Hard > hard {
 			r.Hard, r.Soft = hard, min(r.Soft, hard)
 		}
+	}
+}
+
+// leaveCgroup gives what removes a parent cgroup that a step is about to make;
+// one that is there already, or that others use by then, stays.
+func leaveCgroup(parent string) func() error {
+	places := []string{filepath.Join("/sys/fs/cgroup", parent)}
+	if more, err := filepath.Glob(filepath.Join("/sys/fs/cgroup/*", parent)); err == nil {
+		places = append(places, more...)
+	}
+	before := map[string]bool{}
+	for _, p := range places {
+		if _, err := os.Stat(p); err == nil {
+			before[p] = true
+		}
+	}
+	return func() error {
+		now, err := filepath.Glob(filepath.Join("/sys/fs/cgroup/*", parent))
+		for _, p := range append(now, filepath.Join("/sys/fs/cgroup", parent)) {
+			if !before[p] {
+				_ = os.Remove(p)
+			}
+		}
+		return err
 	}
 }
