@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
@@ -47,6 +48,7 @@ type Store struct {
 	db     *sql.DB
 	log    *slog.Logger
 	writes chan write
+	synced bool // commits wait for the disk; only the writer's goroutine knows it
 	done   sync.WaitGroup
 	mu     sync.RWMutex // held for reading while a write is handed over
 	closed bool
@@ -55,6 +57,7 @@ type Store struct {
 type write struct {
 	kind, id string
 	body     []byte // nil deletes
+	note     bool   // need not be on disk
 	result   chan error
 }
 
@@ -72,7 +75,7 @@ func Open(ctx context.Context, path string, log *slog.Logger) (*Store, error) {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1) // one writer; values are small and callers keep them in memory
-	s := &Store{db: db, log: log, writes: make(chan write, batchLimit)}
+	s := &Store{db: db, log: log, synced: true, writes: make(chan write, batchLimit)}
 	if err := s.migrate(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
 	}
@@ -150,6 +153,9 @@ func (s *Store) commit() {
 }
 
 func (s *Store) apply(batch []write) error {
+	if err := s.wait(slices.ContainsFunc(batch, func(w write) bool { return !w.note })); err != nil {
+		return err
+	}
 	tx, err := s.db.Begin()
 	if err != nil {
 		return err
@@ -165,6 +171,21 @@ func (s *Store) apply(batch []write) error {
 		}
 	}
 	return tx.Commit()
+}
+
+// wait says whether the next commits are to wait for the disk. In WAL mode a
+// database is whole after a power cut either way (sqlite.org/pragma, synchronous),
+// and a commit that waits brings those before it to the disk too.
+func (s *Store) wait(disk bool) error {
+	if disk == s.synced {
+		return nil
+	}
+	mode := map[bool]string{true: "FULL", false: "NORMAL"}[disk]
+	if _, err := s.db.Exec("PRAGMA synchronous = " + mode); err != nil {
+		return err
+	}
+	s.synced = disk
+	return nil
 }
 
 func (s *Store) put(ctx context.Context, kind, id string, v any) error {
@@ -228,6 +249,16 @@ func some[T any](ctx context.Context, s *Store, query string, args ...any) ([]T,
 // PutContainer remembers a container.
 func (s *Store) PutContainer(ctx context.Context, c container.Container) error {
 	return s.put(ctx, kindContainer, string(c.ID), c)
+}
+
+// NoteContainer remembers it past the end of this process, and past a power
+// cut only if something is put after it.
+func (s *Store) NoteContainer(ctx context.Context, c container.Container) error {
+	body, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return s.write(ctx, write{kind: kindContainer, id: string(c.ID), body: body, note: true, result: make(chan error, 1)})
 }
 
 // DeleteContainer forgets it; one that is not there is no error.

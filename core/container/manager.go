@@ -133,8 +133,11 @@ func (s *Service) background(f func(ctx context.Context)) {
 	}()
 }
 
+// idLength of a container's id, in characters.
+const idLength = 64
+
 func newID() string {
-	b := make([]byte, 32)
+	b := make([]byte, idLength/2)
 	_, _ = rand.Read(b) // never fails
 	return hex.EncodeToString(b)
 }

@@ -8,9 +8,11 @@ import (
 	"time"
 )
 
-// Store remembers containers. A Put is on disk when it returns.
+// Store remembers containers. A Put is on disk when it returns; a Note
+// survives this process, but perhaps not a power cut.
 type Store interface {
 	PutContainer(ctx context.Context, c Container) error
+	NoteContainer(ctx context.Context, c Container) error
 	DeleteContainer(ctx context.Context, id ID) error
 	Containers(ctx context.Context) ([]Container, error)
 }
@@ -98,6 +100,9 @@ type RootFS interface {
 	Mount(ctx context.Context, id ID) (path string, err error) // counted: each needs an Unmount
 	Unmount(ctx context.Context, id ID) error
 	Remove(ctx context.Context, id ID) error
+	// Sweep removes the roots that a killed daemon had made for containers
+	// that it did not live to remember.
+	Sweep(ctx context.Context, known func(ID) bool) error
 	// Usage gives the bytes of the writable layer and of the whole root.
 	Usage(ctx context.Context, id ID) (writable, total int64, err error)
 	// Layers gives the paths that inspect shows as GraphDriver data.

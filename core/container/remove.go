@@ -44,7 +44,9 @@ func (s *Service) remove(ctx context.Context, e *entry, o RemoveOptions) error {
 	case c.alive():
 		return fault.Conflictf("cannot remove container %q: container is running: stop the container before removing or force remove", "/"+c.Name)
 	}
-	e.change(func(c *Container) { c.State.Status = Removing })
+	// A daemon that is killed from here on goes on with it when it is back.
+	removing := e.change(func(c *Container) { c.State.Status = Removing })
+	s.tolerate(s.o.Store.NoteContainer(ctx, removing), "container not saved", c.ID)
 	fail := func(err error) error {
 		e.change(func(c *Container) { c.State.Status = Dead; c.State.Error = err.Error() })
 		s.tolerate(s.save(e), "container not saved", c.ID)

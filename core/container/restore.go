@@ -3,6 +3,8 @@ package container
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/berth-project/berth/lib/fault"
@@ -22,6 +24,9 @@ func (s *Service) Restore(ctx context.Context) error {
 	}
 	for _, t := range list {
 		tasks[t.ID] = t
+	}
+	if err := s.sweep(ctx, all, tasks); err != nil {
+		return err
 	}
 	var running []Container
 	var entries []*entry
@@ -56,6 +61,32 @@ func (s *Service) Restore(ctx context.Context) error {
 	s.background(s.watchExits)
 	for _, e := range entries {
 		s.startAgain(e)
+	}
+	return nil
+}
+
+// sweep removes what belongs to no container: the daemon was killed between
+// making it and remembering whose it is.
+func (s *Service) sweep(ctx context.Context, all []Container, tasks map[ID]Task) error {
+	known := make(map[ID]bool, len(all))
+	for _, c := range all {
+		known[c.ID] = true
+	}
+	for id := range tasks {
+		known[id] = true // is removed below with its process
+	}
+	if err := s.o.RootFS.Sweep(ctx, func(id ID) bool { return known[id] }); err != nil {
+		return err
+	}
+	folders, err := os.ReadDir(s.o.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, f := range folders {
+		if id := ID(f.Name()); f.IsDir() && len(id) == idLength && !known[id] {
+			s.log.Warn("folder without a container removed", "container", id)
+			s.tolerate(removeAll(s.folder(id)), "folder not removed", id)
+		}
 	}
 	return nil
 }

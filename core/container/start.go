@@ -133,10 +133,10 @@ func (s *Service) launch(ctx context.Context, e *entry) (err error) {
 		return err
 	}
 	b.Container = c
-	// On disk before the process runs: a daemon that is killed in between must
-	// find the network it has to close.
+	// Noted before the process runs: a daemon that is killed in between must
+	// find the network it has to close. A power cut closes it by itself.
 	saved := make(chan error, 1)
-	go func() { saved <- s.save(e) }()
+	go func() { saved <- s.o.Store.NoteContainer(ctx, c) }()
 	pid, pipes, err := s.o.Runtime.Create(ctx, b)
 	if err := errors.Join(err, <-saved); err != nil {
 		if pid != 0 {

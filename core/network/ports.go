@@ -86,6 +86,8 @@ type Links interface {
 	// HasIPv6 tells whether the host does IPv6 at all.
 	HasIPv6() bool
 	BridgeName(networkID string) string
+	// Watch tells the names of interfaces that are deleted, by whomever; "" is any.
+	Watch(deleted func(name string)) error
 	Shutdown()
 }
 

@@ -57,6 +57,9 @@ func (s *Service) Restore(ctx context.Context, running []container.Container) er
 		s.proxy(b)
 	}
 	s.sweep()
+	if err := s.o.Links.Watch(s.mend); err != nil {
+		s.log.Warn("deleted bridges will not be noticed", "error", err)
+	}
 	return nil
 }
 

@@ -21,6 +21,9 @@ import (
 	"github.com/berth-project/berth/lib/fault"
 )
 
+// rootLabel names the container that a snapshot is the root of.
+const rootLabel = "berth.container"
+
 // RootFS makes containers' root file systems: one snapshot each, mounted at
 // dir/<id>. It implements core's container.RootFS.
 type RootFS struct {
@@ -80,7 +83,7 @@ func (r *RootFS) Prepare(ctx context.Context, id container.ID, imageID string, s
 		}
 	}
 	// A root for the garbage collector: the container's row owns it.
-	label := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": time.Now().UTC().Format(time.RFC3339)})
+	label := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": time.Now().UTC().Format(time.RFC3339), rootLabel: string(id)})
 	_, err := r.snapshots().Prepare(in(ctx), string(id), initKey(t), label)
 	if errdefs.IsNotFound(err) { // the first container of this image
 		if err := r.l.makeInit(ctx, t); err != nil {
@@ -163,6 +166,28 @@ func (r *RootFS) Remove(ctx context.Context, id container.ID) error {
 	}
 	if err := r.snapshots().Remove(in(ctx), string(id)); err != nil && !errdefs.IsNotFound(err) {
 		return err
+	}
+	return nil
+}
+
+// Sweep removes the roots whose container nobody knows: their daemon was
+// killed while it made them. Mounts of such roots go with them.
+func (r *RootFS) Sweep(ctx context.Context, known func(container.ID) bool) error {
+	var lost []container.ID
+	err := r.snapshots().Walk(in(ctx), func(_ context.Context, i snapshots.Info) error {
+		if id := container.ID(i.Labels[rootLabel]); i.Kind == snapshots.KindActive && string(id) == i.Name && !known(id) {
+			lost = append(lost, id)
+		}
+		return nil
+	}, `labels."`+rootLabel+`"`)
+	if err != nil {
+		return fmt.Errorf("look for roots without a container: %w", err)
+	}
+	for _, id := range lost {
+		r.l.o.Logger.Warn("root without a container removed", "container", id)
+		if err := r.Remove(ctx, id); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -49,6 +49,39 @@ func TestAFlushedFirewallIsWrittenAgain(t *testing.T) {
 	w.reaches(w.neighbour, "tcp", hostOnLAN+":8090", "a ")
 }
 
+func TestADeletedBridgeIsMadeAgain(t *testing.T) {
+	w := newWorld(t)
+	w.network(network.CreateOptions{Name: "mended"})
+	a, b := w.open("a", "default", publish("", 8190, 80, "tcp")), w.open("b", "mended", publish("", 8191, 80, "tcp"))
+	w.serve(a.sandbox.NetNS, "tcp", "0.0.0.0:80", "a")
+	w.serve(b.sandbox.NetNS, "tcp", "0.0.0.0:80", "b")
+	for range 2 { // once is not enough
+		deleted := 0
+		links, err := netlink.LinkList()
+		must(t, err)
+		for _, l := range links {
+			if l.Type() == "bridge" && l.Attrs().Alias == "berth" {
+				must(t, netlink.LinkDel(l))
+				deleted++
+			}
+		}
+		if deleted < 2 {
+			t.Fatalf("%d bridges were there", deleted)
+		}
+		eventually(t, 10*time.Second, "the ports are on bridges again", func() bool {
+			masters := 0
+			for _, e := range []container.Endpoint{a.sandbox.Endpoints[0], b.sandbox.Endpoints[0]} {
+				if l, err := netlink.LinkByName("veth" + e.EndpointID[:8]); err == nil && l.Attrs().MasterIndex != 0 {
+					masters++
+				}
+			}
+			return masters == 2
+		})
+		w.reaches(w.neighbour, "tcp", hostOnLAN+":8190", "a ")
+		w.reaches(w.neighbour, "tcp", hostOnLAN+":8191", "b ")
+	}
+}
+
 // ruleset is all rules and elements, in an order of its own.
 func ruleset(t *testing.T) string {
 	t.Helper()
