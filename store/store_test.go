@@ -27,6 +27,9 @@ func TestWhatWasPutIsFoundAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := s.NoteContainer(ctx, container.Container{ID: "a", Name: "one", Spec: want.Spec}); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.DeleteContainer(ctx, "b"); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/mount"
 	_ "github.com/containerd/containerd/v2/core/runtime/v2"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
 	_ "github.com/containerd/containerd/v2/plugins/content/local/plugin"
@@ -52,6 +54,7 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/streaming"
 	_ "github.com/containerd/containerd/v2/plugins/transfer"
 	"github.com/containerd/containerd/v2/version"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
@@ -158,11 +161,45 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 		s.Stop()
 		return nil, fmt.Errorf("containerd: %w", err)
 	}
+	if err := sweepSnapshots(ctx, o.Root); err != nil {
+		s.Stop()
+		return nil, fmt.Errorf("containerd: %w", err)
+	}
 	if err := s.Start(ctx); err != nil {
 		s.Stop()
 		return nil, fmt.Errorf("serve containerd: %w", err)
 	}
 	return &Engine{server: s, client: c, log: o.Logger, applier: applier.(diff.Applier), state: o.State, root: o.Root}, nil
+}
+
+// sweepSnapshots removes folders of snapshots that a killed daemon had made
+// and not yet written down: the next snapshot would get the same number, and
+// fail for ever because its folder is there.
+func sweepSnapshots(ctx context.Context, root string) error {
+	for _, name := range []string{"overlayfs", "native"} {
+		p, err := capture.ic.GetByID(plugins.SnapshotPlugin, name)
+		if err != nil {
+			continue // not on this host
+		}
+		if sn, ok := p.(snapshots.Cleaner); ok {
+			err := sn.Cleanup(ctx)
+			if errdefs.IsNotFound(err) { // nothing was ever written down
+				err = emptyFolder(filepath.Join(root, "io.containerd.snapshotter.v1."+name, "snapshots"))
+			}
+			if err != nil {
+				return fmt.Errorf("remove folders of lost snapshots: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+func emptyFolder(path string) error {
+	entries, err := os.ReadDir(path)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(path, e.Name())))
+	}
+	return err
 }
 
 func register() {

@@ -96,15 +96,28 @@ func loaded(t *testing.T, pid int) []unix.SockFilter {
 const stub = 40
 
 func TestAFilterCompiledAheadIsTheOneThatIsLoadedAnyhow(t *testing.T) {
-	w := newWorld(t)
-	first := loaded(t, w.sleeper("c1", moby(t)))
-	w.compiled()
-	second := loaded(t, w.sleeper("c2", moby(t)))
+	t.Setenv("BERTH_KEEPER_STEPS", "libcontainer")
+	first := loaded(t, newWorld(t).sleeper("c1", moby(t)))
 	if len(first) < 500 {
 		t.Fatalf("the filter has %d instructions only", len(first))
 	}
-	if d := cmp.Diff(first[stub:], second[stub:]); d != "" || len(first) != len(second) {
-		t.Fatalf("%d and %d instructions: %s", len(first), len(second), d)
+	t.Setenv("BERTH_KEEPER_STEPS", "")
+	w := newWorld(t)
+	s := w.spec("tty", "sleep", "1000")
+	s.Linux.Seccomp, s.Process.Terminal = moby(t), true
+	started, p, err := w.client.Create(context.Background(), keeper.CreateRequest{ID: "tty", Spec: s, Streams: keeper.StreamSet{TTY: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := w.client.Start(context.Background(), "tty"); err != nil {
+		t.Fatal(err)
+	}
+	for how, pid := range map[string]int{"by a plan": w.sleeper("c1", moby(t)), "by libcontainer, with a terminal": started.Pid} {
+		got := loaded(t, pid)
+		if d := cmp.Diff(first[stub:], got[stub:]); d != "" || len(first) != len(got) {
+			t.Errorf("%s: %d and %d instructions: %s", how, len(first), len(got), d)
+		}
 	}
 }
 

@@ -143,9 +143,6 @@ func TestStepsEqualThoseOfLibcontainer(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(w.dir, "bound/file"), []byte("text"), 0o640); err != nil {
 			t.Fatal(err)
 		}
-		// The first container with a filter compiles it itself.
-		w.sleeper("first", moby(t))
-		w.compiled()
 		ways[way] = w
 	}
 	for name, change := range map[string]func(s *specs.Spec){

@@ -27,9 +27,10 @@ const containers = 20
 const limit = 30 * time.Second
 
 // program counts lines and serves a page, so that a loss would be seen.
-const program = `mkdir -p /www; echo page >/www/index.html; httpd -p 80 -h /www; i=0; while :; do i=$((i+1)); echo line $i; usleep 20000; done`
+const program = `mkdir -p /www; echo page >/www/index.html; httpd -p 80 -h /www; i=0; while :; do i=$((i+1)); echo line $i; usleep 200000; done`
 
-func start(t *testing.T) (*kit.Engine, []string) {
+// engine starts one with the test images.
+func engine(t *testing.T) *kit.Engine {
 	t.Helper()
 	kit.Need(t, "docker")
 	ctx := context.Background()
@@ -49,6 +50,14 @@ func start(t *testing.T) (*kit.Engine, []string) {
 	if err := e.LoadImages(ctx); err != nil {
 		t.Fatal(err)
 	}
+	return e
+}
+
+// start gives an engine with containers that serve pages, and their addresses.
+func start(t *testing.T) (*kit.Engine, []string) {
+	t.Helper()
+	e := engine(t)
+	ctx := context.Background()
 	var ports []string
 	for i := range containers {
 		name := fmt.Sprintf("crash%d", i)
@@ -159,7 +168,7 @@ func TestKillingTheDaemonLosesNothing(t *testing.T) {
 		}
 	}
 	for i := range containers {
-		whole(t, e, fmt.Sprintf("crash%d", i), 100)
+		whole(t, e, fmt.Sprintf("crash%d", i), 20)
 	}
 	if asked, failed, err := stop(); failed > 0 || asked == 0 {
 		t.Errorf("%d of %d requests failed: %v", failed, asked, err)
@@ -190,7 +199,7 @@ func TestKillingTheKeeperStopsNoContainer(t *testing.T) {
 	if n := running(t, e); n != containers {
 		t.Fatalf("%d of %d containers run", n, containers)
 	}
-	whole(t, e, "crash1", 100)
+	whole(t, e, "crash1", 20)
 	if asked, failed, err := stop(); failed > 0 || asked == 0 {
 		t.Errorf("%d of %d requests failed: %v", failed, asked, err)
 	}
@@ -200,13 +209,7 @@ func TestKillingTheKeeperStopsNoContainer(t *testing.T) {
 // empty removes all containers, stops the engine and looks for what is left.
 func empty(t *testing.T, e *kit.Engine) {
 	t.Helper()
-	out, err := e.Docker(context.Background(), "ps", "-aq")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := e.Docker(context.Background(), append([]string{"rm", "-f"}, strings.Fields(out)...)...); err != nil {
-		t.Fatal(err)
-	}
+	drop(t, e)
 	if err := e.Stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -128,7 +128,7 @@ func (e *Engine) Leftovers() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.Without(Census{"link": {"lo"}, "file": e.base["file"]}), nil
+	return c.Without(Census{"link": {"lo"}, "file": e.base["file"], "mount": {e.DataRoot()}}), nil
 }
 
 // RemoveCgroups deletes the empty cgroup folders that the peer leaves.

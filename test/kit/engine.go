@@ -176,6 +176,13 @@ func (e *Engine) Kill() {
 	<-e.done
 }
 
+// Dump ends a daemon that hangs; it writes what its goroutines wait for to its log.
+func (e *Engine) Dump() {
+	_ = e.cmd.Process.Signal(syscall.SIGQUIT)
+	err := <-e.done
+	e.done <- err
+}
+
 // Stop ends the daemon politely.
 func (e *Engine) Stop() error {
 	e.API.Close()

@@ -1,10 +1,13 @@
 package serve
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
@@ -45,7 +48,7 @@ func (k *server) adopt() error {
 			k.erase(r.Ref)
 		}
 	}
-	return k.sweep()
+	return errors.Join(k.sweep(), k.sweepCgroups())
 }
 
 // sweep ends what a keeper was making when it died: nobody was told of it.
@@ -67,6 +70,44 @@ func (k *server) sweep() error {
 			k.log.Warn("half-made container not destroyed", "container", e.Name(), "error", err)
 		}
 		if err := os.RemoveAll(filepath.Join(root, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// half is a container that is being made, as a keeper writes it down that may
+// not live to finish it.
+type half struct {
+	ID                              string
+	Systemd                         bool
+	Path, Name, Parent, ScopePrefix string // of its cgroup
+}
+
+// sweepCgroups removes cgroups of containers that were never made.
+func (k *server) sweepCgroups() error {
+	dir := filepath.Join(k.dir, "making")
+	records, err := readAll[half](dir, k.log)
+	if err != nil {
+		return err
+	}
+	for _, h := range records {
+		if k.containers[h.ID] == nil {
+			group := &cgroups.Cgroup{Systemd: h.Systemd, Path: h.Path, Name: h.Name, Parent: h.Parent, ScopePrefix: h.ScopePrefix, Resources: &cgroups.Resources{}}
+			m, err := manager.New(group)
+			if err == nil {
+				if pids, failed := m.GetAllPids(); failed == nil {
+					for _, pid := range pids {
+						_ = unix.Kill(pid, unix.SIGKILL)
+					}
+				}
+				err = m.Destroy()
+			}
+			if err != nil {
+				k.log.Warn("cgroup of a half-made container not removed", "container", h.ID, "error", err)
+			}
+		}
+		if err := os.Remove(filepath.Join(dir, h.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}

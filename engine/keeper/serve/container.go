@@ -78,6 +78,13 @@ func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
 		delete(k.containers, r.ID)
 		k.mu.Unlock()
 	}
+	// What a keeper that is killed from here on leaves, the next one must find.
+	making := filepath.Join(k.dir, "making", r.ID)
+	if err := write(making, half{r.ID, config.Cgroups.Systemd, config.Cgroups.Path, config.Cgroups.Name, config.Cgroups.Parent, config.Cgroups.ScopePrefix}); err != nil {
+		forget()
+		return nil, none, err
+	}
+	defer func() { _ = os.Remove(making) }()
 	if c.lib, err = libcontainer.Create(filepath.Join(k.dir, "state"), r.ID, config); err != nil {
 		forget()
 		return nil, none, err
@@ -153,16 +160,12 @@ func (k *server) launch(c *container, p *process) (err error) {
 		return err
 	}
 	config := c.lib.Config()
-	p.lib.ExtraFiles = k.filters.Files(config.Seccomp)
-	if config.Seccomp == nil || len(p.lib.ExtraFiles) > 0 {
-		plan, err := steps.File(&config, p.lib, c.id)
-		if err != nil {
-			return err
-		}
-		if plan != nil {
-			defer plan.Close()
-			p.lib.ExtraFiles = append(p.lib.ExtraFiles, plan)
-		}
+	plan, err := k.shorten(c.id, &config, p.lib)
+	if err != nil {
+		return err
+	}
+	if plan != nil {
+		defer plan.Close()
 	}
 	if err := c.lib.Start(p.lib); err != nil {
 		return err
@@ -202,6 +205,22 @@ func (k *server) launch(c *container, p *process) (err error) {
 	k.kids.add(p.Pid)
 	go k.attend(c, p)
 	return nil
+}
+
+// shorten gives a process what spares it work before its program: its filter,
+// and the plan of its steps, which is the caller's to close.
+func (k *server) shorten(id string, config *configs.Config, p *libcontainer.Process) (plan *os.File, err error) {
+	if k.plain {
+		return nil, nil
+	}
+	p.ExtraFiles = k.filters.Files(config.Seccomp)
+	if config.Seccomp != nil && len(p.ExtraFiles) == 0 {
+		return nil, nil
+	}
+	if plan, err = steps.File(config, p, id); plan != nil {
+		p.ExtraFiles = append(p.ExtraFiles, plan)
+	}
+	return plan, err
 }
 
 func (k *server) start(id string) error {

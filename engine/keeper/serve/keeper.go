@@ -19,8 +19,10 @@ import (
 //	dir/state/<id>/   libcontainer's own state
 //	dir/procs/<ref>   one record a process, so that a new keeper finds it
 //	dir/exits/<ref>   one record an exit that the daemon has not acknowledged
+//	dir/making/<id>   one record a container that is being made, for its cgroup
 type server struct {
 	dir, build string
+	plain      bool // all that a process does before its program is libcontainer's
 	log        *slog.Logger
 
 	mu         sync.Mutex
@@ -36,8 +38,9 @@ func newKeeper(dir, build string, log *slog.Logger) (*server, error) {
 	k := &server{dir: dir, build: build, log: log, containers: map[string]*container{}}
 	k.exits = journal{dir: filepath.Join(dir, "exits"), log: log, listeners: map[*keeper.Wire]*listener{}}
 	k.kids.running = map[int]bool{}
-	k.filters.Log, k.filters.Fork = log, k.kids.fork
-	for _, sub := range []string{"state", "procs", "exits"} {
+	k.filters.Log = log
+	k.plain = os.Getenv("BERTH_KEEPER_STEPS") == "libcontainer"
+	for _, sub := range []string{"state", "procs", "exits", "making"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, err
 		}

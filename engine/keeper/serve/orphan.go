@@ -42,13 +42,6 @@ func (c *children) remove(pid int) {
 	c.mu.Unlock()
 }
 
-// fork runs a function that starts children and waits for them itself.
-func (c *children) fork(run func() error) error {
-	c.forks.RLock()
-	defer c.forks.RUnlock()
-	return run()
-}
-
 // adoptOrphans makes this process the parent of orphans below it.
 func adoptOrphans() error {
 	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))

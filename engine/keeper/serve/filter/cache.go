@@ -41,17 +41,20 @@ func Compile() int {
 // Cache holds filters by their profile.
 type Cache struct {
 	Log *slog.Logger
-	// Fork runs a function that starts a child and waits for it.
-	Fork func(run func() error) error
 
 	mu   sync.Mutex
-	made map[[sha256.Size]byte]*os.File // nil while it is compiled, and where that failed
+	made map[[sha256.Size]byte]*filter
+}
+
+type filter struct {
+	done chan struct{} // closed when file is known
+	file *os.File      // nil where it could not be made
 }
 
 // Files gives what a process with this profile is to inherit as its first
-// extra descriptor: the filter, sealed, or nothing where it is not yet made.
-// Asking begins the making; a first process does not wait for it, since it
-// can compile for itself.
+// extra descriptor: the filter, sealed, or nothing where none can be made.
+// The first to ask makes it, with a child that it waits for: not the process
+// itself, which may have the least of processors.
 func (c *Cache) Files(profile *configs.Seccomp) []*os.File {
 	if profile == nil {
 		return nil
@@ -62,38 +65,29 @@ func (c *Cache) Files(profile *configs.Seccomp) []*os.File {
 	}
 	key := sha256.Sum256(text)
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	f, known := c.made[key]
-	switch {
-	case f != nil:
-		return []*os.File{f}
-	case known:
-		return nil
-	case c.made == nil || len(c.made) >= keep:
-		// Files still in use close when their last user lets go of them.
-		c.made = map[[sha256.Size]byte]*os.File{}
-	}
-	c.made[key] = nil
-	go c.make(key, text)
-	return nil
-}
-
-func (c *Cache) make(key [sha256.Size]byte, profile []byte) {
-	var f *os.File
-	err := c.Fork(func() (err error) {
-		f, err = run(profile)
-		return err
-	})
-	if err != nil {
-		// libcontainer will say the same to whoever starts a process with it.
-		c.Log.Warn("filter not compiled ahead", "error", err)
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, wanted := c.made[key]; wanted {
+	f := c.made[key]
+	mine := f == nil
+	if mine {
+		if c.made == nil || len(c.made) >= keep {
+			// Files still in use close when their last user lets go of them.
+			c.made = map[[sha256.Size]byte]*filter{}
+		}
+		f = &filter{done: make(chan struct{})}
 		c.made[key] = f
 	}
+	c.mu.Unlock()
+	if mine {
+		if f.file, err = run(text); err != nil {
+			// libcontainer will say the same to whoever starts a process with it.
+			c.Log.Warn("filter not compiled", "error", err)
+		}
+		close(f.done)
+	}
+	<-f.done
+	if f.file == nil {
+		return nil
+	}
+	return []*os.File{f.file}
 }
 
 // run compiles a profile in a process of its own, which libseccomp's memory
