@@ -336,18 +336,7 @@ func (d *daemon) connect() {
 		}
 		return users
 	})
-	d.volumes.SetUsers(func(name string) []container.ID {
-		var users []container.ID
-		for _, c := range d.containers.All() {
-			for _, m := range c.Mounts {
-				if m.Name == name && m.Type == container.MountVolume {
-					users = append(users, c.ID)
-					break
-				}
-			}
-		}
-		return users
-	})
+	d.volumes.SetUsers(d.containers.VolumeUsers)
 }
 
 // closeKeeper ends the keeper where it holds nothing; else it stays with its containers.

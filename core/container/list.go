@@ -32,8 +32,13 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]Summary, error) {
 		return nil, err
 	}
 	all := o.All || o.Limit > 0 || len(o.Filters["status"]) > 0 || len(o.Filters["exited"]) > 0
-	list := s.All()
-	slices.SortFunc(list, func(a, b Container) int {
+	s.mu.RLock()
+	list := make([]*Container, 0, len(s.byID)) // not copied: of many only some are wanted
+	for _, e := range s.byID {
+		list = append(list, e.snap.Load())
+	}
+	s.mu.RUnlock()
+	slices.SortFunc(list, func(a, b *Container) int {
 		if c := b.Created.Compare(a.Created); c != 0 {
 			return c
 		}
@@ -41,10 +46,10 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]Summary, error) {
 	})
 	out := []Summary{}
 	for _, c := range list {
-		if !all && !c.isRunning() || !match(c) {
+		if !all && !c.isRunning() || !match(*c) {
 			continue
 		}
-		one := Summary{Container: c, SizeRw: -1, SizeRootFs: -1}
+		one := Summary{Container: *c, SizeRw: -1, SizeRootFs: -1}
 		if o.Size {
 			if one.SizeRw, one.SizeRootFs, err = s.o.RootFS.Usage(ctx, c.ID); err != nil {
 				continue // it went away

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -73,7 +74,8 @@ type Service struct {
 	byID   map[ID]*entry
 	byName map[string]ID // "" marks a name that is being taken
 	execs  map[string]*execution
-	sorted []ID // for prefixes
+	sorted []ID                       // for prefixes
+	users  map[string]map[ID]struct{} // containers by the name of a volume
 }
 
 // entry is one container in memory. The snapshot is what the world sees; op
@@ -108,7 +110,7 @@ func New(o Options) *Service {
 	if o.Events == nil {
 		o.Events = &event.Bus{}
 	}
-	s := &Service{o: o, log: o.Logger, byID: map[ID]*entry{}, byName: map[string]ID{}, execs: map[string]*execution{}}
+	s := &Service{o: o, log: o.Logger, byID: map[ID]*entry{}, byName: map[string]ID{}, execs: map[string]*execution{}, users: map[string]map[ID]struct{}{}}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
@@ -174,6 +176,14 @@ func (s *Service) add(e *entry) {
 	s.byName[c.Name] = c.ID
 	i, _ := slices.BinarySearch(s.sorted, c.ID)
 	s.sorted = slices.Insert(s.sorted, i, c.ID)
+	for _, m := range c.Mounts { // they never change
+		if m.Type == MountVolume {
+			if s.users[m.Name] == nil {
+				s.users[m.Name] = map[ID]struct{}{}
+			}
+			s.users[m.Name][c.ID] = struct{}{}
+		}
+	}
 }
 
 func (s *Service) forget(e *entry) {
@@ -186,6 +196,14 @@ func (s *Service) forget(e *entry) {
 	}
 	if i, ok := slices.BinarySearch(s.sorted, c.ID); ok {
 		s.sorted = slices.Delete(s.sorted, i, i+1)
+	}
+	for _, m := range c.Mounts {
+		if m.Type != MountVolume {
+			continue
+		}
+		if delete(s.users[m.Name], c.ID); len(s.users[m.Name]) == 0 {
+			delete(s.users, m.Name)
+		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -228,6 +246,13 @@ func (s *Service) All() []Container {
 		list = append(list, *e.snap.Load())
 	}
 	return list
+}
+
+// VolumeUsers gives the containers that have a volume mounted.
+func (s *Service) VolumeUsers(name string) []ID {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Sorted(maps.Keys(s.users[name]))
 }
 
 // Size gives the bytes of the writable layer and of the whole root.

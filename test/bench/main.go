@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -49,7 +50,7 @@ func run() error {
 	out := flag.String("o", "", "write a page of Markdown to this file")
 	bin := flag.String("bin", "bin", "folder of Berth's programs")
 	n := flag.Int("n", 20, "repetitions of each measurement")
-	only := flag.String("only", "", "measure only what has this in its name")
+	only := flag.String("only", "", "measure only names that this regular expression matches")
 	alone := flag.Bool("alone", false, "leave the peer out")
 	flag.Parse()
 	path, err := filepath.Abs(*bin)
@@ -58,6 +59,10 @@ func run() error {
 	}
 	if err := os.Setenv("BERTH_TEST_BIN", path); err != nil {
 		return err
+	}
+	wanted, err := regexp.Compile(*only)
+	if err != nil {
+		return fmt.Errorf("-only: %w", err)
 	}
 	ctx := context.Background()
 	var subjects []subject
@@ -82,7 +87,7 @@ func run() error {
 	}
 	var results []result
 	for _, m := range measurements {
-		if !strings.Contains(m.name, *only) {
+		if !wanted.MatchString(m.name) {
 			continue
 		}
 		r, err := m.take(ctx, subjects, *n)
@@ -177,9 +182,9 @@ var measurements = []measurement{
 	{"create, start, wait, remove `true`, network none", "ms", "1/8", false, 0, cycles("none")},
 	{"create, start, wait, remove `true`, bridge", "ms", "1/8", false, 0, cycles("bridge")},
 	{"exec `true`", "ms", "1/5", false, 0, execs},
-	{"processor time of a cycle, network none", "ms", "", false, 5, processor(cycles("none"))},
-	{"processor time of a cycle, bridge", "ms", "", false, 5, processor(cycles("bridge"))},
-	{"processor time of an exec", "ms", "", false, 5, processor(execs)},
+	{"processor time of a cycle, network none", "ms", "", false, 3, processor(cycles("none"))},
+	{"processor time of a cycle, bridge", "ms", "", false, 3, processor(cycles("bridge"))},
+	{"processor time of an exec", "ms", "", false, 3, processor(execs)},
 	{"cycles a second, 32 clients, network none", "1/s", "", true, 3, parallel},
 	{"10 idle containers, started one after another", "s", "", false, idleRounds, idle},
 	{"engine's memory for one idle container", "MB PSS", "1/10", false, 1, idleMemory},

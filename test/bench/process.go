@@ -82,7 +82,7 @@ func ticks(pid string, from, to int) (n int) {
 // processor measures the processor time of what another measurement does,
 // where the time that passes depends on what else the machine does.
 func processor(begin func(context.Context, *kit.Engine) (func() (float64, error), func(), error)) func(context.Context, *kit.Engine) (func() (float64, error), func(), error) {
-	const each = 20
+	const each = 8
 	return func(ctx context.Context, e *kit.Engine) (func() (float64, error), func(), error) {
 		do, end, err := begin(ctx, e)
 		sample := func() (float64, error) {

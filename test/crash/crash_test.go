@@ -78,7 +78,7 @@ func start(t *testing.T) (*kit.Engine, []string) {
 	return e, ports
 }
 
-var client = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var client = &http.Client{Timeout: limit, Transport: &http.Transport{DisableKeepAlives: true}}
 
 func fetch(address string) error {
 	r, err := client.Get("http://" + address + "/")

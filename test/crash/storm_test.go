@@ -75,12 +75,12 @@ func (s *storm) load(worker int) {
 }
 
 func (s *storm) call(ctx context.Context, method, path string, body any) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, 4*limit)
 	defer cancel()
 	err := s.e.API.Call(ctx, method, path, body, nil)
 	s.done.Add(1)
 	if errors.Is(err, context.DeadlineExceeded) {
-		s.t.Errorf("%s %s was not answered within %v", method, path, limit)
+		s.t.Errorf("%s %s was not answered within %v", method, path, 4*limit)
 	}
 	if err != nil && strings.Contains(err.Error(), "connect: ") {
 		// No daemon: its next one is waited for.
@@ -209,7 +209,7 @@ func TestStorm(t *testing.T) {
 	for range *kills {
 		// The moment is as many operations away as the dice say.
 		next := s.done.Load() + int64(s.dice.IntN(8))
-		if err := kit.Until(2*limit, func() error {
+		if err := kit.Until(4*limit, func() error {
 			if s.done.Load() < next {
 				return errors.New("the load stands still")
 			}
@@ -264,7 +264,8 @@ func TestStorm(t *testing.T) {
 	}
 	t.Logf("%d objects acknowledged and there, %d removed and gone", made, removed)
 	drop(t, e)
-	if err := kit.Until(limit, func() error {
+	// The collector of layers rests for fifty times as long as it has worked.
+	if err := kit.Until(4*limit, func() error {
 		// One layer more than before may be there: that of the places for mounts in true:test.
 		if now := rootFolders(t, e); len(now) > roots-containers+1 {
 			return fmt.Errorf("%d layers are left, there were %d without containers: %v", len(now), roots-containers, now)

@@ -84,34 +84,56 @@ type half struct {
 	Path, Name, Parent, ScopePrefix string // of its cgroup
 }
 
-// sweepCgroups removes cgroups of containers that were never made.
+// Bounds of the wait for the processes of a half-made container to be gone.
+const (
+	sweepPause = 100 * time.Millisecond
+	sweepTries = 300
+)
+
+// sweepCgroups removes cgroups of containers that were never made. The kernel
+// may take a while to end what is in them: that is waited for in the background.
 func (k *server) sweepCgroups() error {
-	dir := filepath.Join(k.dir, "making")
-	records, err := readAll[half](dir, k.log)
+	records, err := readAll[half](filepath.Join(k.dir, "making"), k.log)
 	if err != nil {
 		return err
 	}
 	for _, h := range records {
-		if k.containers[h.ID] == nil {
-			group := &cgroups.Cgroup{Systemd: h.Systemd, Path: h.Path, Name: h.Name, Parent: h.Parent, ScopePrefix: h.ScopePrefix, Resources: &cgroups.Resources{}}
-			m, err := manager.New(group)
-			if err == nil {
-				if pids, failed := m.GetAllPids(); failed == nil {
-					for _, pid := range pids {
-						_ = unix.Kill(pid, unix.SIGKILL)
-					}
-				}
-				err = m.Destroy()
+		if k.containers[h.ID] != nil { // it was made, and its record left
+			_ = os.Remove(filepath.Join(k.dir, "making", h.ID))
+			continue
+		}
+		group := &cgroups.Cgroup{Systemd: h.Systemd, Path: h.Path, Name: h.Name, Parent: h.Parent, ScopePrefix: h.ScopePrefix, Resources: &cgroups.Resources{}}
+		m, err := manager.New(group)
+		if err != nil {
+			return err
+		}
+		if err = endGroup(m); err == nil {
+			_ = os.Remove(filepath.Join(k.dir, "making", h.ID))
+			continue
+		}
+		k.sweeping.Go(func() {
+			for try := 0; err != nil && try < sweepTries; try++ {
+				time.Sleep(sweepPause)
+				err = endGroup(m)
 			}
 			if err != nil {
 				k.log.Warn("cgroup of a half-made container not removed", "container", h.ID, "error", err)
+				return // the next keeper tries again
 			}
-		}
-		if err := os.Remove(filepath.Join(dir, h.ID)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+			_ = os.Remove(filepath.Join(k.dir, "making", h.ID))
+		})
 	}
 	return nil
+}
+
+// endGroup ends what is in a cgroup and removes it.
+func endGroup(m cgroups.Manager) error {
+	if pids, err := m.GetAllPids(); err == nil {
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	return m.Destroy()
 }
 
 // end kills a container that is no child of ours and destroys it.

@@ -29,6 +29,8 @@ type server struct {
 	containers map[string]*container
 	stop       func()
 
+	sweeping sync.WaitGroup // of what another keeper left
+
 	exits   journal
 	kids    children
 	filters filter.Cache
@@ -43,6 +45,16 @@ func newKeeper(dir, build string, log *slog.Logger) (*server, error) {
 	for _, sub := range []string{"state", "procs", "exits", "making"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, err
+		}
+		// A keeper that was killed while it wrote has left what nobody reads.
+		torn, err := filepath.Glob(filepath.Join(dir, sub, "*.tmp"))
+		if err != nil {
+			return nil, err
+		}
+		for _, path := range torn {
+			if err := os.Remove(path); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return k, k.adopt()
@@ -62,6 +74,7 @@ func (k *server) serve(ctx context.Context, l *net.UnixListener) error {
 		conn, err := l.AcceptUnix()
 		if err != nil {
 			if ctx.Err() != nil {
+				k.sweeping.Wait()
 				return nil
 			}
 			return err
