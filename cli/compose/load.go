@@ -23,6 +23,6 @@ func (t *tool) look(ctx context.Context, services []string) (*app.App, error) {
 func (t *tool) loadOptions(services []string) compose.Options {
 	return compose.Options{
 		Files: t.files, ProjectName: t.name, ProjectDirectory: t.dir, EnvFiles: t.envFiles, Profiles: t.profiles, Services: services,
-		Stdin: t.docker.In(), AllResources: t.all,
+		Stdin: t.docker.In(), AllResources: t.all, Remotes: t.remotes(),
 	}
 }

@@ -171,7 +171,7 @@ var kinds = []struct {
 	{"an env file is missing", regexp.MustCompile(`(?i)env file .* not found|couldn't find env file|env_?file.*no such file`)},
 	{"a required variable is missing", regexp.MustCompile(`(?i)required variable|is missing a value|mandatory|Missing mandatory value`)},
 	{"a variable is malformed", regexp.MustCompile(`(?i)invalid interpolation`)},
-	{"not YAML", regexp.MustCompile(`(?i)yaml:|failed to parse|mapping values are not allowed|already defined|did not find expected|could not find expected|while (parsing|scanning)`)},
+	{"not YAML", regexp.MustCompile(`(?i)yaml: |failed to parse|mapping values are not allowed|already defined|did not find expected|could not find expected|while (parsing|scanning)`)},
 	{"an unknown key", regexp.MustCompile(`(?i)unknown key|additional propert|Unsupported config option|needs the current format`)},
 	{"something used is not declared", regexp.MustCompile(`(?i)undefined|which is no service|no such service|does not exist`)},
 	{"a cycle", regexp.MustCompile(`(?i)cycle|circular|extends itself`)},
@@ -194,7 +194,7 @@ func kind(text string) string {
 }
 
 func report(t *testing.T, rows []row) {
-	accepted, same, v5, unexplained := 0, 0, 0, 0
+	accepted, same, v5, old, unexplained := 0, 0, 0, 0, 0
 	short := func(s string) string {
 		s = strings.ReplaceAll(s, filepath.Dir(rows[0].file), "")
 		return s[:min(len(s), 220)]
@@ -213,7 +213,8 @@ func report(t *testing.T, rows []row) {
 			t.Logf("DIFFERS  %s\n    %s", name, r.difference)
 		case r.ours == "":
 			accepted++
-			t.Logf("ONLY US  %s\n    docker compose 5.6.0: %s", name, short(r.v5))
+			old += btoi(r.v1 == "")
+			t.Logf("ONLY US  %s\n    5.6.0: %s\n    1.29.2: %s", name, short(r.v5), short(or(r.v1, "accepts")))
 		case r.explained:
 			t.Logf("refused  %s\n    %s: %s\n    5.6.0: %s\n    1.29.2: %s", name, kind(r.ours), short(r.ours), short(or(r.v5, "accepts")), short(or(r.v1, "accepts")))
 		default:
@@ -221,8 +222,15 @@ func report(t *testing.T, rows []row) {
 			t.Errorf("UNEXPLAINED %s\n    %s: %s\n    5.6.0: %s\n    1.29.2: %s", name, kind(r.ours), short(r.ours), short(or(r.v5, "accepts")), short(or(r.v1, "accepts")))
 		}
 	}
-	t.Logf("%d files: %d accepted (%d of them to the byte as docker compose 5.6.0, which accepts %d), %d refused for a shared reason, %d unexplained",
-		len(rows), accepted, same, v5, len(rows)-accepted-unexplained, unexplained)
+	t.Logf("%d files: %d accepted (%d of them to the byte as docker compose 5.6.0, which accepts %d; %d more that only docker-compose 1.29.2 and we accept), %d refused for a shared reason, %d unexplained",
+		len(rows), accepted, same, v5, old, len(rows)-accepted-unexplained, unexplained)
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func or(a, b string) string {
