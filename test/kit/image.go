@@ -129,14 +129,15 @@ func BusyboxFiles() ([]File, error) {
 
 // TrueFiles is a root file system with one static program that does nothing.
 func TrueFiles(work string) ([]File, error) {
-	body, err := goProgram(work, "true", "package main\n\nfunc main() {}\n")
+	body, err := GoProgram(work, "true", "package main\n\nfunc main() {}\n")
 	if err != nil {
 		return nil, err
 	}
 	return []File{{Path: "true", Body: body, Mode: 0o755}}, nil
 }
 
-func goProgram(work, name, source string) ([]byte, error) {
+// GoProgram builds a static program of one file in a folder below work.
+func GoProgram(work, name, source string) ([]byte, error) {
 	dir := filepath.Join(work, "src-"+name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
