@@ -282,7 +282,8 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	d.containers = container.New(container.Options{
 		Store: d.store, Runtime: runtime, RootFS: root, Files: inside, Output: pump, Networks: d.networks, Volumes: d.volumes, Images: d.images,
 		Committer: committer{d.images}, Events: d.events, Logger: log, Dir: filepath.Join(c.DataRoot, "containers"), Driver: driverName(snapshotter), Defaults: defaults,
-		Host: container.HostLimits{CPUs: facts.CPUs, Memory: facts.MemoryBytes, SwapLimit: facts.SwapLimit, Pids: facts.Controllers["pids"]},
+		Deferred: func(c container.Container) bool { return d.apps.Deferred(c) },
+		Host:     container.HostLimits{CPUs: facts.CPUs, Memory: facts.MemoryBytes, SwapLimit: facts.SwapLimit, Pids: facts.Controllers["pids"]},
 	})
 	d.connect()
 	if d.apps, err = coreapp.New(ctx, coreapp.Options{Containers: d.containers, Networks: d.networks, Volumes: d.volumes, Images: d.images, Events: d.events, Store: d.store, Logger: log}); err != nil {

@@ -468,7 +468,11 @@ func (r *run) preStop(ctx context.Context, s Step, id string) {
 }
 
 func (r *run) connect(ctx context.Context, s Step, id string) error {
-	service := r.app.Project.Services[s.Service]
+	service, ours := r.app.Project.Services[s.Service]
+	if _, on := service.Networks[s.Key]; !ours || !on {
+		e := container.EndpointSpec{Network: r.app.Project.Networks[s.Key].Name, Aliases: []string{s.Service}}
+		return ignore(r.s.o.Containers.Connect(ctx, id, e), fault.ErrPermission)
+	}
 	_, list, err := r.maker().networks(service, wish{service: service, number: s.Number, aliases: true}, nil)
 	if err != nil {
 		return err

@@ -30,7 +30,7 @@ func MakePlan(in Input) (Plan, error) {
 	p := &planner{in: in, app: in.App, project: in.App.Project, sep: separator(in.Policy.Compatibility), out: Plan{App: in.App.Project.Name},
 		networks: map[string]netState{}, volumes: map[string]volState{}, byService: map[string][]ObservedContainer{}, hooks: map[string][]ObservedContainer{},
 		selected: map[string]bool{}, explicit: map[string]bool{}, ends: map[string][]string{}, waits: map[string]string{}, images: map[string]string{},
-		later: map[string]bool{}, recreated: map[string]bool{}, stopped: map[string]string{}, steps: map[string]int{}, active: map[string]bool{}, gone: map[string][]string{}}
+		later: map[string]bool{}, recreated: map[string]bool{}, stopped: map[string]string{}, steps: map[string]int{}, active: map[string]bool{}, gone: map[string][]string{}, freed: map[string]string{}, leaving: map[string][]string{}}
 	p.in.Observed = in.Observed
 	p.in.Observed.Containers, p.in.Observed.Networks, p.in.Observed.Volumes = slices.Clone(in.Observed.Containers), slices.Clone(in.Observed.Networks), slices.Clone(in.Observed.Volumes)
 	p.in.Observed.sort()
@@ -74,6 +74,8 @@ type planner struct {
 	recreated map[string]bool
 	stopped   map[string]string   // container id → step that stops it
 	gone      map[string][]string // container id → steps that touch it before its removal
+	leaving   map[string][]string // steps that remove what is not replaced, or not beside
+	freed     map[string]string   // name of a container → step that removes it
 }
 
 func (p *planner) add(s Step) string {
@@ -114,18 +116,25 @@ func (p *planner) make() error {
 		return err
 	}
 	p.fetch()
+	images := len(p.out.Steps)
 	if err := p.planNetworks(); err != nil {
 		return err
 	}
 	if err := p.planVolumes(); err != nil {
 		return err
 	}
+	if len(p.later) > 0 && slices.ContainsFunc(p.out.Steps[images:], func(s Step) bool { return s.Action == Remove }) {
+		// What is made anew takes containers along whose images are on their way:
+		// all that is the next plan's.
+		p.out.Steps = p.out.Steps[:images]
+		return nil
+	}
+	p.orphans()
 	for _, name := range p.order {
 		if err := p.service(p.project.Services[name]); err != nil {
 			return err
 		}
 	}
-	p.orphans()
 	return nil
 }
 
@@ -343,24 +352,14 @@ func (p *planner) fetch() {
 	// What depends on such a service may have to be made anew with it.
 	for _, name := range p.order {
 		for _, dep := range dependencies(p.project.Services[name]) {
-			if p.later[dep] && len(p.byService[name]) > 0 {
+			if p.later[dep] {
 				p.later[name] = true
 			}
 		}
 	}
 }
 
-// users are the containers there are of services that fit.
-func (p *planner) users(fit func(types.ServiceConfig) bool) (list []ObservedContainer) {
-	for _, name := range p.project.ServiceNames() {
-		if fit(p.project.Services[name]) {
-			list = append(list, p.byService[name]...)
-		}
-	}
-	return list
-}
-
-// find picks the live network of a key: that of the wanted name, else the first.
+// pick gives the live network of a key: that of the wanted name, else the first.
 func pick[T any](list []T, key, name string, keyOf, nameOf, appOf func(T) string, app string) (found T, ok bool) {
 	for _, v := range list {
 		if nameOf(v) == name {
@@ -418,8 +417,13 @@ func (p *planner) planNetworks() error {
 		if err != nil {
 			return err
 		}
-		if have.Hash == "" || have.Hash == hash || p.in.Policy.Recreate == RecreateNever || p.in.Repair {
+		keep := p.in.Policy.Recreate == RecreateNever || p.in.Repair
+		switch {
+		case have.Hash == "" || have.Hash == hash || keep && have.Name == want.Name:
 			p.networks[key] = netState{have.ID, have.Name, ""}
+			continue
+		case keep:
+			p.networks[key] = netState{"", want.Name, p.add(Step{Action: Create, Kind: KindNetwork, Name: want.Name, Key: key, Why: "renamed: " + have.Name + " stays as it is"})}
 			continue
 		}
 		p.replaceNetwork(key, want, have)
@@ -428,13 +432,16 @@ func (p *planner) planNetworks() error {
 }
 
 // replaceNetwork makes a network anew: who is on it is stopped, taken off,
-// put on the new one and started again.
+// put on the new one and started again. What is of no service changes over
+// while it runs.
 func (p *planner) replaceNetwork(key string, want types.NetworkConfig, have ObservedNetwork) {
-	on := p.users(func(s types.ServiceConfig) bool { _, ok := s.Networks[key]; return ok })
-	on = slices.DeleteFunc(on, func(c ObservedContainer) bool { return !slices.Contains(c.Networks, have.ID) })
+	on := slices.DeleteFunc(slices.Clone(p.in.Observed.Containers), func(c ObservedContainer) bool { return !slices.Contains(c.Networks, have.ID) })
 	var off []string
 	for _, c := range on {
-		stop := p.stop(c, "the network "+want.Name+" is made anew", nil)
+		stop := ""
+		if _, ours := p.project.Services[c.Service]; ours && p.selected[c.Service] && !c.OneOff && c.Hook == "" {
+			stop = p.stop(c, "the network "+want.Name+" is made anew", nil)
+		}
 		off = append(off, p.add(Step{Action: Disconnect, Kind: KindContainer, Name: c.Name, Service: c.Service, Number: c.Number, Container: c.ID, Key: have.ID, Why: "the network " + have.Name + " is made anew", After: []string{stop}}))
 	}
 	remove := p.add(Step{Action: Remove, Kind: KindNetwork, Name: have.Name, Key: key, Why: "its configuration has changed", After: off, Optional: have.Name != want.Name})
@@ -510,7 +517,13 @@ func (p *planner) replaceVolume(key string, want types.VolumeConfig) {
 			continue
 		}
 		stop := p.stop(c, "the volume "+want.Name+" is made anew", nil)
-		gone = append(gone, p.add(Step{Action: Remove, Kind: KindContainer, Name: c.Name, Service: c.Service, Number: c.Number, Container: c.ID, Why: "the volume " + want.Name + " is made anew", After: append(p.gone[c.ID], stop)}))
+		id, planned := p.freed[c.Name]
+		if !planned {
+			id = p.add(Step{Action: Remove, Kind: KindContainer, Name: c.Name, Service: c.Service, Number: c.Number, Container: c.ID, Why: "the volume " + want.Name + " is made anew", After: append(slices.Clone(p.gone[c.ID]), stop)})
+			p.freed[c.Name] = id
+			p.leaving[c.Service] = append(p.leaving[c.Service], id)
+		}
+		gone = append(gone, id)
 		p.byService[c.Service] = slices.DeleteFunc(slices.Clone(p.byService[c.Service]), func(o ObservedContainer) bool { return o.ID == c.ID })
 		p.recreated[c.Service] = true
 	}
@@ -543,15 +556,15 @@ func (p *planner) orphans() {
 		names[name] = true
 	}
 	for _, c := range p.in.Observed.Containers {
-		if names[c.Service] || c.OneOff || c.Hook != "" {
+		if _, gone := p.freed[c.Name]; names[c.Service] || c.OneOff || c.Hook != "" || gone {
 			continue
 		}
 		if !p.in.Policy.RemoveOrphans {
 			p.out.Orphans = append(p.out.Orphans, c.Name)
 			continue
 		}
-		stop := p.stop(c, "the service "+c.Service+" is not in the file any more", nil)
-		p.add(Step{Action: Remove, Kind: KindContainer, Name: c.Name, Service: c.Service, Number: c.Number, Container: c.ID, Why: "the service " + c.Service + " is not in the file any more", After: []string{stop}})
+		stop := p.stop(c, "the service "+c.Service+" is not in the file any more", p.gone[c.ID])
+		p.freed[c.Name] = p.add(Step{Action: Remove, Kind: KindContainer, Name: c.Name, Service: c.Service, Number: c.Number, Container: c.ID, Why: "the service " + c.Service + " is not in the file any more", After: append(slices.Clone(p.gone[c.ID]), stop)})
 	}
 }
 

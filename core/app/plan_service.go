@@ -265,7 +265,8 @@ func (v *serviceView) plan() {
 	for i := len(v.have); i < v.want; i++ {
 		v.create(next + i - len(v.have))
 	}
-	v.ends[v.s.Name] = v.starts
+	// Who waits for the service must not see what is on its way out.
+	v.ends[v.s.Name] = append(v.starts, v.leaving[v.s.Name]...)
 	v.active[v.s.Name] = v.want > 0
 }
 
@@ -277,6 +278,8 @@ func (v *serviceView) twin(c ObservedContainer) bool {
 func (v *serviceView) remove(c ObservedContainer, why string) {
 	stop := v.stop(c, why, nil)
 	v.removed[c.Name] = v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop)...))
+	v.freed[c.Name] = v.removed[c.Name]
+	v.leaving[v.s.Name] = append(v.leaving[v.s.Name], v.removed[c.Name])
 }
 
 // keep leaves a container as it is, and sees that it runs.
@@ -285,7 +288,7 @@ func (v *serviceView) keep(c ObservedContainer) {
 	final := containerName(v.project.Name, v.s, c.Number, v.sep)
 	if strings.HasSuffix(c.Name, "_"+final) && c.Name == tempName(strings.TrimSuffix(c.Name, "_"+final), final) {
 		holder := slices.IndexFunc(v.in.Observed.Containers, func(o ObservedContainer) bool { return o.Name == final })
-		if gone, ok := v.removed[final]; ok || holder < 0 {
+		if gone, ok := v.freed[final]; ok || holder < 0 {
 			rename := v.step(Rename, c, "its replacement of another was not finished", gone)
 			rename.Final = final
 			after = append(after, v.add(rename))
@@ -318,7 +321,7 @@ func tempName(id, final string) string {
 // create plans a new container and its start.
 func (v *serviceView) create(number int) {
 	c := ObservedContainer{Name: containerName(v.project.Name, v.s, number, v.sep), Number: number}
-	after := slices.Clone(v.infra)
+	after := append(slices.Clone(v.infra), v.freed[c.Name])
 	for _, gone := range v.removed {
 		after = append(after, gone)
 	}
@@ -343,6 +346,7 @@ func (v *serviceView) replace(list []ObservedContainer) {
 		var settled []string
 		for _, c := range list[n:min(n+roll.parallel, len(list))] {
 			settled = append(settled, v.rollOne(c, roll, before))
+			v.starts = append(v.starts, settled[len(settled)-1])
 		}
 		before = settled
 	}
@@ -358,7 +362,7 @@ func (v *serviceView) replaceOne(c ObservedContainer) {
 	stop := v.stop(c, why, after)
 	gone := v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop, made)...))
 	fresh := ObservedContainer{Name: tempName(c.ID, final), Number: c.Number}
-	rename := v.step(Rename, fresh, why, gone)
+	rename := v.step(Rename, fresh, why, gone, v.freed[final])
 	rename.Final = final
 	fresh.Name = final
 	named := v.add(rename)
@@ -522,7 +526,7 @@ func (v *serviceView) rollOne(c ObservedContainer, r *roll, before []string) str
 			mark(stop)
 		}
 		gone := mark(v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop, switched)...)))
-		rename := v.step(Rename, fresh, why, gone)
+		rename := v.step(Rename, fresh, why, gone, v.freed[final])
 		rename.Final, rename.Roll = final, name
 		return v.add(rename)
 	}
@@ -531,7 +535,7 @@ func (v *serviceView) rollOne(c ObservedContainer, r *roll, before []string) str
 		mark(stop)
 	}
 	gone := mark(v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop, made)...)))
-	rename := v.step(Rename, fresh, why, gone)
+	rename := v.step(Rename, fresh, why, gone, v.freed[final])
 	rename.Final, rename.Roll = final, name
 	named := v.add(rename)
 	fresh.Name = final

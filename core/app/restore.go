@@ -2,10 +2,12 @@ package app
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
 	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/lib/fault"
 )
 
 // Restore goes on where the last daemon was: operations that it had begun are
@@ -86,7 +88,20 @@ func (s *Service) repair(ctx context.Context, op *operation, a *App, r Record) e
 	op.tell(Progress{Plan: &plan})
 	walk := &run{s: s, op: op, app: a, policy: policy, sep: separator(r.Compatibility), plan: plan, images: o.Images,
 		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
-	return walk.walk(ctx)
+	err = walk.walk(ctx)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	// Their restart policies want them to run, whatever they depend on.
+	for _, c := range s.o.Containers.All() {
+		if !s.Deferred(c) || c.State.Status != container.Exited || c.Spec.Labels[LabelApp] != r.Name {
+			continue
+		}
+		if started := s.o.Containers.Start(ctx, string(c.ID)); started != nil && !errors.Is(started, fault.ErrNotModified) {
+			s.log.Warn("container not started", "container", c.ID, "error", started)
+		}
+	}
+	return err
 }
 
 // wantsToRun tells what a restart policy wants after the machine was down.
@@ -103,6 +118,8 @@ func wantsToRun(c container.Container) bool {
 // Deferred tells whether the start of a container after the machine was down
 // is this service's, which knows what must run before it.
 func (s *Service) Deferred(c container.Container) bool {
-	r, ok := s.record(c.Spec.Labels[LabelApp])
-	return ok && r.Current > 0 && !r.Stopped && c.Spec.Labels[LabelOneOff] != "True" && c.Spec.Labels[LabelDependsOn] != ""
+	l := c.Spec.Labels
+	r, ok := s.record(l[LabelApp])
+	return ok && r.Current > 0 && !r.Stopped && l[LabelOneOff] != "True" && l[LabelDependsOn] != "" && wantsToRun(c) &&
+		(len(r.Services) == 0 || slices.Contains(r.Services, l[LabelService]))
 }

@@ -41,6 +41,9 @@ type Options struct {
 	Driver    string // the snapshotter's name as clients know it
 	Defaults  Defaults
 	Host      HostLimits
+	// Deferred tells of containers whose start after the machine was down is
+	// somebody else's, who knows what must run before them; nil: none.
+	Deferred func(Container) bool
 }
 
 // Defaults fill what a Spec leaves open.

@@ -167,6 +167,8 @@ func (s *Service) startAgain(e *entry) {
 	}
 	if c.State.Status == Restarting {
 		e.change(func(c *Container) { c.State.Status = Exited })
+	} else if s.o.Deferred != nil && s.o.Deferred(c) {
+		return
 	}
 	s.background(func(ctx context.Context) {
 		e.op.Lock()
