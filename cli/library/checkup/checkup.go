@@ -48,7 +48,7 @@ type Check struct {
 }
 
 // Names are the eight checks in order.
-var Names = []string{"size", "secrets", "starts", "user", "health", "logs", "stop", "volume"}
+var Names = []string{"small", "secrets", "starts", "user", "health", "logs", "stop", "volume"}
 
 // Examine runs the checks on an image that the engine has. Only what keeps the
 // checks from being made is an error.
@@ -127,7 +127,7 @@ func (x *exam) say(name string, good bool, detail string) {
 }
 
 func (x *exam) size(bytes int64) {
-	x.say("size", bytes <= int64(x.r.Manifest.Limit)*1e6, fmt.Sprintf("%.0f MB, the limit is %d MB", float64(bytes)/1e6, x.r.Manifest.Limit))
+	x.say("small", bytes <= int64(x.r.Manifest.Limit)*1e6, fmt.Sprintf("%.0f MB, the limit is %d MB", float64(bytes)/1e6, x.r.Manifest.Limit))
 }
 
 var secret = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----`)

@@ -53,14 +53,12 @@ func (m *Maker) pack(ctx context.Context, p *plan, base *Result, tree *layer.Tre
 		}
 	}
 	var below *saved
-	var size int64
 	if base != nil {
 		var err error
 		if below, err = m.save(ctx, base.ID); err != nil {
 			return nil, err
 		}
 		defer below.Close()
-		size = base.Size
 	}
 	image := dockerspec.DockerOCIImage{Image: ocispec.Image{
 		Created: &p.epoch, Author: "Berth's library", Platform: ocispec.Platform{Architecture: m.architecture(), OS: "linux"},
@@ -73,11 +71,11 @@ func (m *Maker) pack(ctx context.Context, p *plan, base *Result, tree *layer.Tre
 		}
 	}
 	image.History = append(image.History, ocispec.History{Created: &p.epoch, CreatedBy: "berth library build " + p.recipe.Name})
-	id, own, err := m.send(ctx, tree, below, image, p.tags(), p.epoch)
+	id, size, err := m.send(ctx, tree, below, image, p.tags(), p.epoch)
 	if err != nil {
 		return nil, err
 	}
-	return p.result(id, size+own, true), nil
+	return p.result(id, size, true), nil
 }
 
 func (m *Maker) architecture() string { return m.o.Mirror.GoArchitecture() }
@@ -94,7 +92,8 @@ func (m *Maker) load(ctx context.Context, tree *layer.Tree, below *saved, tags [
 }
 
 // send streams a docker archive to the engine: manifest, configuration and
-// layers. It gives the image's id and the size of the tree's layer in bytes.
+// layers. It gives the image's id and its size
+// with all layers in bytes, as the engine has it.
 func (m *Maker) send(ctx context.Context, tree *layer.Tree, below *saved, image dockerspec.DockerOCIImage, tags []string, epoch time.Time) (string, int64, error) {
 	diff, size, err := tree.Digest(epoch)
 	if err != nil {
@@ -160,10 +159,11 @@ func (m *Maker) send(ctx context.Context, tree *layer.Tree, below *saved, image 
 	if err := loadError(answer); err != nil {
 		return "", 0, err
 	}
-	if _, err := m.o.Engine.ImageInspect(ctx, "sha256:"+id); err != nil {
+	given, err := m.o.Engine.ImageInspect(ctx, "sha256:"+id)
+	if err != nil {
 		return "", 0, fmt.Errorf("the engine does not have the image it was given: %w", err)
 	}
-	return "sha256:" + id, size, nil
+	return "sha256:" + id, given.Size, nil
 }
 
 // loadError finds an error in the messages of a load.
