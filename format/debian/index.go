@@ -24,8 +24,8 @@ type Package struct {
 	Size         int64     `json:"size"`         // of the .deb, in bytes
 	SHA256       string    `json:"sha256"`       // 64 hex digits
 	Source       string    `json:"source,omitempty"`
-	Priority     string    `json:"-"`
-	Essential    bool      `json:"-"`
+	Priority     string    `json:"priority,omitempty"`
+	Essential    bool      `json:"essential,omitempty"`
 	PreDepends   Relations `json:"-"`
 	Depends      Relations `json:"-"`
 	Conflicts    Relations `json:"-"` // Conflicts and Breaks
@@ -96,4 +96,24 @@ func (p *Package) Check() error {
 		return fmt.Errorf("SHA256 %q is not one", p.SHA256)
 	}
 	return nil
+}
+
+// FromDeb completes a package that is known by name, version and digest with
+// the relations that its .deb states. Where the file is another package's, that
+// is an error.
+func FromDeb(known Package, control Stanza) (*Package, error) {
+	if control.Get("Package") != known.Name || control.Get("Version") != string(known.Version) || control.Get("Architecture") != known.Architecture {
+		return nil, fmt.Errorf("package %s %s: the file is of %s %s", known.Name, known.Version, control.Get("Package"), control.Get("Version"))
+	}
+	s := Stanza{}
+	for _, f := range indexFields {
+		s[strings.ToLower(f)] = control.Get(f)
+	}
+	s["filename"], s["size"], s["sha256"] = known.Filename, strconv.FormatInt(known.Size, 10), known.SHA256
+	p, err := newPackage(s)
+	if err == nil {
+		// The archive's word counts for these, not the package's own.
+		p.Priority, p.Essential = known.Priority, known.Essential
+	}
+	return p, err
 }

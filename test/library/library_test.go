@@ -161,8 +161,16 @@ func TestTheImagesPassTheirChecksAndAreReproducible(t *testing.T) {
 			}
 		}
 	})
+	lock := filepath.Join(t.TempDir(), "lock")
 	t.Run("what is up to date is left alone", func(t *testing.T) {
-		for _, image := range berth(t, engine, "library", "build", "--offline", "--format", "json", "redis") {
+		for _, image := range berth(t, engine, "library", "build", "--offline", "--write-lock", lock, "--format", "json", "redis") {
+			if image.Fresh || ids[image.Name] != image.ID {
+				t.Errorf("%+v", image)
+			}
+		}
+	})
+	t.Run("locked versions give the same image", func(t *testing.T) {
+		for _, image := range berth(t, engine, "library", "build", "--offline", "--lock", lock, "--format", "json", "redis") {
 			if image.Fresh || ids[image.Name] != image.ID {
 				t.Errorf("%+v", image)
 			}

@@ -104,7 +104,7 @@ func (j *job) env() []string {
 	env := []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", "DEBCONF_NONINTERACTIVE_SEEN=true",
 		"LC_ALL=C.UTF-8", "HOME=/root", "TZ=UTC", "LD_PRELOAD=/" + work + "/nosync.so", fmt.Sprintf("SOURCE_DATE_EPOCH=%d", j.p.epoch.Unix()),
-		// Python would store the moment of a source's unpacking otherwise.
+		// Compiled Python is the same each time.
 		"PYTHONHASHSEED=0",
 	}
 	config, err := j.s.Config(cloneConfig(j.p.config))
@@ -194,7 +194,7 @@ func (m *Maker) noSync() (lib []byte, err error) {
 }
 
 func (j *job) deb(p *debian.Package, put func(string, int64, int64, io.Reader) error) error {
-	at, err := j.m.snap.Get(context.Background(), p, nil)
+	at, err := j.m.path(p)
 	if err != nil {
 		return err
 	}
@@ -214,7 +214,7 @@ func (j *job) script() string {
 	for i, step := range j.s.Steps {
 		switch {
 		case step.Root:
-			j.rootScript(&b, j.s.packages[i])
+			rootScript(&b)
 		case step.Rootfs:
 			b.WriteString("(cd /" + work + "/rootfs && find . -type f) | while read -r f; do\n\tmkdir -p \"/${f%/*}\"\n\tcp -p \"/" + work + "/rootfs/$f\" \"/$f\"\ndone\n")
 		case step.Run != "":
@@ -239,7 +239,7 @@ func (j *job) script() string {
 
 // rootScript turns unpacked files into installed packages: dpkg installs the
 // same packages once more over them, the few first that others' scripts need.
-func (j *job) rootScript(b *strings.Builder, list []*debian.Package) {
+func rootScript(b *strings.Builder) {
 	b.WriteString(`mkdir -p /var/lib/dpkg/info /var/lib/dpkg/updates /etc/apt
 : >/var/lib/dpkg/status
 ln -sf mawk /usr/bin/awk
@@ -257,7 +257,6 @@ $dpkg --force-configure-any --configure --pending
 dpkg --audit
 rm $debs/*.deb
 `)
-	_ = list
 }
 
 // wait starts the container and waits for its end.

@@ -40,9 +40,10 @@ type Options struct {
 	Library fs.FS
 	Engine  client.APIClient
 	Mirror  *mirror.Mirror
-	Force   bool           // make the asked image even when it is up to date
-	Replace bool           // take names from images that are not of the library
-	Say     func(p Report) // progress; may be nil
+	Locked  []*debian.Package // versions to use instead of the mirror's index; nil for the index
+	Force   bool              // make the asked image even when it is up to date
+	Replace bool              // take names from images that are not of the library
+	Say     func(p Report)    // progress; may be nil
 }
 
 // Report is one line of progress.
@@ -96,7 +97,12 @@ func New(ctx context.Context, o Options) (*Maker, error) {
 	m := &Maker{o: o, done: map[string]*Result{}}
 	o.Say(Report{Step: "index", Detail: o.Mirror.Name()})
 	var err error
-	if m.snap, err = o.Mirror.Open(ctx); err != nil {
+	if o.Locked != nil {
+		m.snap, err = o.Mirror.Locked(ctx, o.Locked)
+	} else {
+		m.snap, err = o.Mirror.Open(ctx)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if m.helper = m.snap.Index.Get(helperName); m.helper == nil {
@@ -117,6 +123,20 @@ func (m *Maker) Fetch(ctx context.Context, names ...string) error {
 		}
 	}
 	return nil
+}
+
+// Lock lists all packages that go into images, for Options.Locked.
+func (m *Maker) Lock(names ...string) ([]*debian.Package, error) {
+	all := []*debian.Package{m.helper}
+	for _, name := range names {
+		p, err := m.plan(name, nil)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p.needs(true)...)
+	}
+	slices.SortFunc(all, func(a, b *debian.Package) int { return strings.Compare(a.Name, b.Name) })
+	return slices.Compact(all), nil
 }
 
 // Make makes an image and those below it. An image that is there and was made
@@ -270,7 +290,7 @@ func (p *plan) date(m *Maker, below time.Time) error {
 }
 
 func (m *Maker) packaged(p *debian.Package) (time.Time, error) {
-	at, err := m.snap.Get(context.Background(), p, nil)
+	at, err := m.path(p)
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -141,6 +141,41 @@ func (m *Mirror) Open(ctx context.Context) (*Snapshot, error) {
 	return s, nil
 }
 
+// Locked gives a snapshot of exactly these packages, whatever the mirror's
+// index says now. Their digests are what is trusted. It fetches them all.
+func (m *Mirror) Locked(ctx context.Context, list []*debian.Package) (*Snapshot, error) {
+	s := &Snapshot{Index: debian.NewIndex(), m: m, archive: map[*debian.Package]string{}}
+	for _, known := range list {
+		if err := known.Check(); err != nil {
+			return nil, fmt.Errorf("locked package %s: %w", known.Name, err)
+		}
+		at, err := s.Get(ctx, known, nil)
+		if err != nil {
+			return nil, err
+		}
+		p, err := fromDeb(at, *known)
+		if err != nil {
+			return nil, err
+		}
+		s.Index.Add(p)
+	}
+	return s, nil
+}
+
+func fromDeb(at string, known debian.Package) (*debian.Package, error) {
+	f, err := os.Open(at)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	d, err := debian.OpenDeb(f)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return debian.FromDeb(known, d.Control)
+}
+
 func (m *Mirror) suite(ctx context.Context, s *Snapshot, archive, suite string) error {
 	dist := archive + "/dists/" + suite
 	text, err := m.release(ctx, dist+"/InRelease")
@@ -204,6 +239,11 @@ func (s *Snapshot) Get(ctx context.Context, p *debian.Package, got func(n int)) 
 		archive = s.m.o.Main
 	}
 	at, err := s.m.blob(ctx, archive+"/"+p.Filename, p.SHA256, p.Size, got)
+	var status *statusError
+	if !ok && s.m.o.Security != "none" && errors.As(err, &status) {
+		// A locked package may be of either archive.
+		at, err = s.m.blob(ctx, s.m.o.Security+"/"+p.Filename, p.SHA256, p.Size, got)
+	}
 	if err != nil {
 		return "", fmt.Errorf("package %s %s: %w", p.Name, p.Version, err)
 	}
