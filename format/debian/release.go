@@ -114,11 +114,11 @@ func readRelease(b []byte) (*Release, error) {
 		r = &Release{Suite: s.Get("Suite"), Codename: s.Get("Codename"), Version: s.Get("Version"), Files: map[string]File{}}
 		var err error
 		if r.Date, err = date(s.Get("Date")); err != nil {
-			return fmt.Errorf("Date: %w", err)
+			return fmt.Errorf("field Date: %w", err)
 		}
 		if v := s.Get("Valid-Until"); v != "" {
 			if r.ValidUntil, err = date(v); err != nil {
-				return fmt.Errorf("Valid-Until: %w", err)
+				return fmt.Errorf("field Valid-Until: %w", err)
 			}
 		}
 		for _, line := range strings.Split(s.Get("SHA256"), "\n") {
@@ -127,11 +127,11 @@ func readRelease(b []byte) (*Release, error) {
 				continue
 			}
 			if len(f) != 3 {
-				return fmt.Errorf("SHA256: %q is not a digest, a size and a name", line)
+				return fmt.Errorf("field SHA256: %q is not a digest, a size and a name", line)
 			}
 			size, err := strconv.ParseInt(f[1], 10, 64)
 			if sum, bad := hex.DecodeString(f[0]); err != nil || size < 0 || bad != nil || len(sum) != 32 {
-				return fmt.Errorf("SHA256: %q is not a digest, a size and a name", line)
+				return fmt.Errorf("field SHA256: %q is not a digest, a size and a name", line)
 			}
 			r.Files[f[2]] = File{Size: size, SHA256: f[0]}
 		}

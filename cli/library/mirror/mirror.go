@@ -184,10 +184,10 @@ func (m *Mirror) suite(ctx context.Context, s *Snapshot, archive, suite string) 
 	}
 	release, err := debian.ReadInRelease(text, m.keys, time.Now())
 	if err != nil {
-		return fmt.Errorf("InRelease: %w", err)
+		return fmt.Errorf("read InRelease: %w", err)
 	}
 	if release.Codename != suite && release.Suite != suite {
-		return fmt.Errorf("InRelease is of %s", release.Codename)
+		return fmt.Errorf("the release is of %s", release.Codename)
 	}
 	if release.Date.After(s.Date) {
 		s.Date = release.Date
