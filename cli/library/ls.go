@@ -89,7 +89,10 @@ func (n *noun) table(rows []row) error {
 }
 
 func mb(n float64) string {
-	if n < 10 {
+	switch {
+	case n < 0.1:
+		return fmt.Sprintf("%.0f kB", n*1e3)
+	case n < 10:
 		return fmt.Sprintf("%.1f MB", n)
 	}
 	return fmt.Sprintf("%.0f MB", n)
