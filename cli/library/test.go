@@ -1,17 +1,24 @@
 package library
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/docker/cli/cli"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/berth-project/berth/cli/library/checkup"
 	"github.com/berth-project/berth/cli/library/maker"
 	"github.com/berth-project/berth/cli/locale"
+	"github.com/berth-project/berth/format/recipe"
 )
+
+// atOnce is how many images are examined at the same time.
+const atOnce = 3
 
 // examined is the result of one image's checks.
 type examined struct {
@@ -49,24 +56,9 @@ volúmenes. El código de salida es 1 si falla alguna comprobación.`),
 		if err != nil {
 			return err
 		}
-		say := n.progress()
-		var results []examined
-		for _, r := range list {
-			for _, w := range r.Manifest.Check.With {
-				if _, err := m.Make(cmd.Context(), w.Image); err != nil {
-					return err
-				}
-			}
-			made, err := m.Make(cmd.Context(), r.Name)
-			if err != nil {
-				return err
-			}
-			say(maker.Report{Image: r.Name, Step: "check"})
-			checks, err := checkup.Examine(cmd.Context(), n.docker.Client(), r, made.ID)
-			if err != nil {
-				return fmt.Errorf("check %s: %w", r.Name, err)
-			}
-			results = append(results, examined{Name: r.Name, ID: made.ID, Size: made.Size, Checks: checks})
+		results, err := n.examine(cmd.Context(), m, list)
+		if err != nil {
+			return err
 		}
 		if format == "json" {
 			err = writeJSON(n.docker.Out(), results)
@@ -86,6 +78,35 @@ volúmenes. El código de salida es 1 si falla alguna comprobación.`),
 	n.mirrorFlags(cmd)
 	n.formatFlag(cmd, &format)
 	return cmd
+}
+
+// examine makes images one after another and checks each while the next are made.
+func (n *noun) examine(ctx context.Context, m *maker.Maker, list []*recipe.Recipe) ([]examined, error) {
+	say := n.progress()
+	results := make([]examined, len(list))
+	checks, inner := errgroup.WithContext(ctx)
+	checks.SetLimit(atOnce)
+	for i, r := range list {
+		for _, w := range r.Manifest.Check.With {
+			if _, err := m.Make(inner, w.Image); err != nil {
+				return nil, errors.Join(err, checks.Wait())
+			}
+		}
+		made, err := m.Make(inner, r.Name)
+		if err != nil {
+			return nil, errors.Join(err, checks.Wait())
+		}
+		checks.Go(func() error {
+			say(maker.Report{Image: r.Name, Step: "check"})
+			found, err := checkup.Examine(inner, n.docker.Client(), r, made.ID)
+			if err != nil {
+				return fmt.Errorf("check %s: %w", r.Name, err)
+			}
+			results[i] = examined{Name: r.Name, ID: made.ID, Size: made.Size, Checks: found}
+			return nil
+		})
+	}
+	return results, checks.Wait()
 }
 
 func (n *noun) verdicts(results []examined) error {

@@ -25,7 +25,7 @@ import (
 var all = flag.Bool("all", false, "make and examine all images of the library, not a few")
 
 // few are images that are made quickly.
-var few = []string{"debian", "busybox", "hello-world", "redis", "nginx", "haproxy", "nats", "shell"}
+var few = []string{"debian", "busybox", "hello-world", "redis", "memcached", "nginx", "httpd", "python"}
 
 // Variables that the outer stage of the test leaves to the inner one.
 const (
