@@ -119,8 +119,9 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 		Plugins: map[string]any{
 			"io.containerd.server.v1.grpc":  map[string]any{"address": o.Socket},
 			"io.containerd.server.v1.ttrpc": map[string]any{"address": o.Socket + ".ttrpc"},
-			// What was removed leaves the disk at once, not after a hundred changes.
-			"io.containerd.gc.v1.scheduler": map[string]any{"deletion_threshold": 1, "schedule_delay": "100ms"},
+			// What was removed leaves the disk soon, not after a hundred changes. A
+			// collection looks at all there is, so many removals share one.
+			"io.containerd.gc.v1.scheduler": map[string]any{"deletion_threshold": 1, "schedule_delay": "1s"},
 		},
 		RequiredPlugins: []string{"io.berth.v1.capture"},
 	}
