@@ -44,11 +44,9 @@ func (s *Service) List(ctx context.Context, o ListOptions) ([]Summary, error) {
 		}
 		return strings.Compare(string(a.ID), string(b.ID))
 	})
-	out := []Summary{}
+	list = slices.DeleteFunc(list, func(c *Container) bool { return !all && !c.isRunning() || !match(*c) })
+	out := make([]Summary, 0, len(list))
 	for _, c := range list {
-		if !all && !c.isRunning() || !match(*c) {
-			continue
-		}
 		one := Summary{Container: *c, SizeRw: -1, SizeRootFs: -1}
 		if o.Size {
 			if one.SizeRw, one.SizeRootFs, err = s.o.RootFS.Usage(ctx, c.ID); err != nil {
