@@ -24,6 +24,7 @@ import (
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
+	"github.com/berth-project/berth/cli/build"
 	"github.com/berth-project/berth/cli/compose"
 	"github.com/berth-project/berth/cli/doctor"
 	"github.com/berth-project/berth/cli/library"
@@ -125,7 +126,12 @@ func newRoot(docker *command.DockerCli, b Build) (*dockercli.TopLevelCommand, *c
 	opts, _ := dockercli.SetupRootCommand(cmd)
 	cmd.Flags().BoolP("version", "v", false, "Print version information and quit")
 	commands.AddCommands(cmd, docker)
-	cmd.AddCommand(doctor.New(docker.Out(), DefaultHost), compose.New(docker), library.New(docker))
+	for _, c := range cmd.Commands() {
+		if c.Name() == "build" {
+			cmd.RemoveCommand(c) // that of the classic builder
+		}
+	}
+	cmd.AddCommand(build.New(docker), doctor.New(docker.Out(), DefaultHost), compose.New(docker), library.New(docker))
 	cmd.Annotations["additionalHelp"] = say("Is this machine ready for containers? See 'berth doctor'.", "¿Está lista esta máquina para contenedores? Vea 'berth doctor'.")
 	cmd.SetVersionTemplate("Berth version {{.Version}}\n")
 	return dockercli.NewTopLevelCommand(cmd, docker, opts, cmd.Flags()), opts

@@ -22,7 +22,6 @@ import (
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/control"
 	"github.com/moby/buildkit/frontend"
-	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
 	"github.com/moby/buildkit/frontend/gateway"
 	"github.com/moby/buildkit/frontend/gateway/forwarder"
 	"github.com/moby/buildkit/session"
@@ -129,7 +128,7 @@ func (b *Builder) boot() (_ *running, err error) {
 	if err := workers.Add(r.worker); err != nil {
 		return nil, err
 	}
-	builtin := forwarder.NewGatewayForwarder(workers.Infos(), dockerfile.Build)
+	builtin := forwarder.NewGatewayForwarder(workers.Infos(), buildDockerfile)
 	remote, err := gateway.NewGatewayFrontend(workers.Infos(), nil)
 	if err != nil {
 		return nil, err

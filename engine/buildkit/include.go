@@ -1,0 +1,103 @@
+package buildkit
+
+import (
+	"context"
+	"path"
+
+	"github.com/moby/buildkit/client/llb"
+	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+
+	"github.com/berth-project/berth/format/include"
+)
+
+// maxIncluded bounds one included file, in bytes.
+const maxIncluded = 1 << 20
+
+// buildDockerfile is BuildKit's Dockerfile frontend, with INCLUDE: the frontend
+// sees the Dockerfile with what it includes.
+func buildDockerfile(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+	res, err := dockerfile.Build(ctx, &including{Client: c})
+	if res == nil {
+		return res, err
+	}
+	if r, ok := res.Ref.(*expanded); ok {
+		res.Ref = r.Reference
+	}
+	for k, v := range res.Refs {
+		if r, ok := v.(*expanded); ok {
+			res.Refs[k] = r.Reference
+		}
+	}
+	return res, err
+}
+
+// including looks at what the frontend reads.
+type including struct{ gateway.Client }
+
+func (c *including) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+	res, err := c.Client.Solve(ctx, req)
+	if err != nil || req.Definition == nil {
+		return res, err
+	}
+	if res.Ref != nil {
+		res.Ref = &expanded{Reference: res.Ref, c: c.Client}
+	}
+	for k, v := range res.Refs {
+		if v != nil {
+			res.Refs[k] = &expanded{Reference: v, c: c.Client}
+		}
+	}
+	return res, nil
+}
+
+// expanded is a tree whose Dockerfile holds what it includes.
+type expanded struct {
+	gateway.Reference
+	c gateway.Client
+}
+
+func (r *expanded) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, error) {
+	text, err := r.Reference.ReadFile(ctx, req)
+	opts := r.c.BuildOpts().Opts
+	name := opts["filename"]
+	if name == "" {
+		name = "Dockerfile"
+	}
+	if err != nil || path.Clean(req.Filename) != path.Clean(name) {
+		return text, err
+	}
+	return include.Expand(req.Filename, text, func(file string) ([]byte, error) { return r.read(ctx, opts, file) })
+}
+
+// read gives another file beside the Dockerfile: of the same tree, or of the
+// client's folder, of which only the Dockerfile has come.
+func (r *expanded) read(ctx context.Context, opts map[string]string, file string) ([]byte, error) {
+	want := gateway.ReadRequest{Filename: file, Range: &gateway.FileRange{Length: maxIncluded}}
+	text, err := r.Reference.ReadFile(ctx, want)
+	if err == nil {
+		return text, nil
+	}
+	local := opts["dockerfilekey"]
+	if local == "" {
+		local = "dockerfile"
+	}
+	session := r.c.BuildOpts().SessionID
+	if s := opts["local-sessionid:"+local]; s != "" {
+		session = s
+	}
+	st := llb.Local(local, llb.SessionID(session), llb.FollowPaths([]string{file}), llb.SharedKeyHint(local+"-"+file), llb.WithCustomName("[internal] include "+file))
+	def, marshalErr := st.Marshal(ctx)
+	if marshalErr != nil {
+		return nil, marshalErr
+	}
+	res, solveErr := r.c.Solve(ctx, gateway.SolveRequest{Definition: def.ToPB(), Evaluate: true})
+	if solveErr != nil {
+		return nil, err // the folder is not a client's
+	}
+	ref, err := res.SingleRef()
+	if err != nil || ref == nil {
+		return nil, err
+	}
+	return ref.ReadFile(ctx, want)
+}
