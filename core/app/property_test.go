@@ -15,7 +15,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 )
 
-var cases = flag.Int("cases", 2000, "random pairs of projects to plan and apply")
+var cases = flag.Int("cases", 300, "random pairs of projects to plan and apply")
 
 // TestThePlanAfterAnApplyIsEmpty takes random pairs of projects: the second is
 // applied over the first, with a random policy; then nothing must be left to do.
