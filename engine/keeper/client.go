@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -79,6 +80,13 @@ func Connect(ctx context.Context, o Options) (*Client, error) {
 	}
 	c.ctx, c.stop = context.WithCancel(context.Background())
 	w, err := c.establish(ctx)
+	for end := time.Now().Add(startLimit); wentAway(err) && time.Now().Before(end); w, err = c.establish(ctx) {
+		// It was killed while it answered: another is started.
+		select {
+		case <-time.After(retryPause):
+		case <-ctx.Done():
+		}
+	}
 	if err != nil {
 		c.stop()
 		return nil, err
@@ -144,6 +152,11 @@ func (c *Client) supervise(w *Wire) {
 		}
 		pause = min(2*pause, retryLimit)
 	}
+}
+
+// wentAway tells whether a conversation ended because the other side did.
+func wentAway(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 func (c *Client) done() bool {
