@@ -133,7 +133,7 @@ func running(t *testing.T, e *kit.Engine) int {
 func whole(t *testing.T, e *kit.Engine, name string, atLeast int) {
 	t.Helper()
 	var text string
-	err := kit.Until(limit, func() (err error) {
+	err := kit.Until(4*limit, func() (err error) {
 		if text, err = e.Docker(context.Background(), "logs", name); err != nil {
 			return err
 		}
