@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -66,37 +67,31 @@ func Run(ctx context.Context, args []string, b Build) int {
 		fmt.Fprintln(os.Stderr, "berthd:", err)
 		return 1
 	}
-	log, err := logger(c)
+	level := &slog.LevelVar{}
+	first, err := c.level()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "berthd:", err)
+		fmt.Fprintf(os.Stderr, "berthd: unable to parse logging level: %s\n", c.LogLevel)
 		return 1
 	}
+	level.Set(first)
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	for _, name := range notes {
 		log.Info("option has no meaning here and is ignored", "option", name)
 	}
-	if err := serve(ctx, c, b, log); err != nil {
+	if err := serve(ctx, c, b, log, level, args); err != nil {
 		fmt.Fprintln(os.Stderr, "berthd:", err)
 		return 1
 	}
 	return 0
 }
 
-func logger(c Config) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return nil, fmt.Errorf("unable to parse logging level: %s", c.LogLevel)
-	}
-	if c.Debug {
-		level = slog.LevelDebug
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
-}
-
 // daemon is all parts of one engine, in the order in which they start.
 type daemon struct {
-	c    Config
-	log  *slog.Logger
-	stop []func() error // undone last to first
+	c     Config
+	given Config // as flags and file said, before paths were made whole
+	log   *slog.Logger
+	level *slog.LevelVar
+	stop  []func() error // undone last to first
 
 	store      *store.Store
 	keeper     *keeper.Client
@@ -108,6 +103,7 @@ type daemon struct {
 	volumes    *volume.Service
 	apps       *coreapp.Service
 	events     *event.Bus
+	report     *report
 	server     *http.Server
 }
 
@@ -121,14 +117,17 @@ func (d *daemon) close() {
 	}
 }
 
-func serve(ctx context.Context, c Config, b Build, log *slog.Logger) error {
+func serve(ctx context.Context, c Config, b Build, log *slog.Logger, level *slog.LevelVar, args []string) error {
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon needs root: sudo berthd")
 	}
 	ctx, cancel := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	started := time.Now()
-	d := &daemon{c: c, log: log, events: &event.Bus{}}
+	d := &daemon{c: c, given: c, log: log, level: level, events: &event.Bus{}}
 	defer d.close()
 	if err := d.roots(); err != nil {
 		return err
@@ -142,12 +141,16 @@ func serve(ctx context.Context, c Config, b Build, log *slog.Logger) error {
 	}
 	log.Info("ready", "hosts", strings.Join(d.c.Hosts, " "), "took", time.Since(started).Round(time.Millisecond).String())
 	notifyReady()
-	select {
-	case <-ctx.Done():
-		log.Info("stopping")
-		return nil
-	case err := <-failed:
-		return err
+	for {
+		select {
+		case <-ctx.Done():
+			log.Info("stopping")
+			return nil
+		case err := <-failed:
+			return err
+		case <-hangups:
+			d.reload(args)
+		}
 	}
 }
 
@@ -303,15 +306,16 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	}
 	streams, endStreams := context.WithCancel(context.Background())
 	d.later(func() error { endStreams(); d.apps.Shutdown(); return nil })
+	d.report = d.system(ctx, facts, b, snapshotter, socket)
 	door, err := docker.New(docker.Options{
 		Build: builder, Containers: d.containers, Images: d.images, Networks: d.networks, Volumes: volume.Volumes{Service: d.volumes}, Events: d.events, Logger: log,
-		System: d.system(ctx, facts, b, snapshotter, socket),
+		System: d.report,
 	})
 	if err != nil {
 		return err
 	}
 	own := native.New(native.Options{Apps: d.apps, Events: d.events, Logger: log, Done: streams})
-	d.server = &http.Server{Handler: doors(door, own), ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	d.server = &http.Server{Handler: kit.Guard(doors(door, own), c.ownNames()...), ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	return nil
 }
 
@@ -331,7 +335,8 @@ func (d *daemon) connect() {
 	d.images.SetUsers(func(id string) []containerd.User {
 		var users []containerd.User
 		for _, c := range d.containers.All() {
-			if c.ImageID == id {
+			mounted := slices.ContainsFunc(c.Mounts, func(m container.MountPoint) bool { return m.Type == container.MountImage && m.Name == id })
+			if c.ImageID == id || mounted {
 				users = append(users, containerd.User{ID: c.ID, Name: c.Name, Image: c.Spec.Image, Running: c.State.Status == container.Running || c.State.Status == container.Paused})
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -69,7 +70,6 @@ type Config struct {
 	NoNewPrivileges bool              `json:"no-new-privileges"`
 	Seccomp         string            `json:"seccomp-profile"`
 	CgroupParent    string            `json:"cgroup-parent"`
-	ShutdownTimeout int               `json:"shutdown-timeout"`
 
 	Bridge       string   `json:"bridge"`
 	BIP          string   `json:"bip"`
@@ -101,7 +101,7 @@ var ignored = []string{
 	"max-download-attempts", "metrics-addr", "network-control-plane-mtu", "cpu-rt-period", "cpu-rt-runtime", "default-cgroupns-mode", "default-ipc-mode",
 	"http-proxy", "https-proxy", "no-proxy", "swarm-default-advertise-addr", "authorization-plugin", "cluster-store", "exec-opt",
 	"feature", "node-generic-resource", "storage-opt", "default-gateway", "default-gateway-v6", "firewall-backend", "allow-nondistributable-artifacts",
-	"default-network-opt", "cdi-spec-dir", "bridge-accept-fwmark", "userns-remap",
+	"shutdown-timeout", "default-network-opt", "cdi-spec-dir", "bridge-accept-fwmark", "userns-remap",
 }
 
 // refused flags would change what people rely on, so they are errors.
@@ -112,7 +112,7 @@ var refused = map[string]string{
 
 // parse reads flags, then fills what they leave open from the file.
 func parse(args []string) (c Config, notes []string, err error) {
-	c = Config{ICC: true, IPTables: true, IPMasq: true, ShutdownTimeout: 15}
+	c = Config{ICC: true, IPTables: true, IPMasq: true}
 	f := pflag.NewFlagSet("berthd", pflag.ContinueOnError)
 	f.SortFlags = true
 	f.StringArrayVarP(&c.Hosts, "host", "H", nil, "Address to listen on: unix://, tcp:// or fd:// (default unix://<exec-root>/docker.sock)")
@@ -144,7 +144,6 @@ func parse(args []string) (c Config, notes []string, err error) {
 	f.BoolVar(&c.NoNewPrivileges, "no-new-privileges", false, "Set no-new-privileges by default")
 	f.StringVar(&c.Seccomp, "seccomp-profile", "", "Path of the default seccomp profile, or unconfined")
 	f.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers")
-	f.IntVar(&c.ShutdownTimeout, "shutdown-timeout", 15, "Seconds that requests have to end at a stop")
 	f.StringVarP(&c.Bridge, "bridge", "b", "", "Name of the default bridge; none disables it")
 	f.StringVar(&c.BIP, "bip", "", "Address of the default bridge, with its prefix length")
 	f.StringVar(&c.FixedCIDR, "fixed-cidr", "", "Part of the default bridge's subnet for containers")
@@ -239,6 +238,16 @@ func (c *Config) readFile(path string, f *pflag.FlagSet) error {
 		return fmt.Errorf("unable to configure the daemon with file %s: the following directives don't match any configuration option: %s", path, strings.Join(unknown, ", "))
 	}
 	return json.Unmarshal(b, c)
+}
+
+// ownNames are the host names that the daemon was told to listen on.
+func (c Config) ownNames() (names []string) {
+	for _, h := range c.Hosts {
+		if u, err := url.Parse(h); err == nil && u.Scheme == "tcp" {
+			names = append(names, u.Hostname())
+		}
+	}
+	return names
 }
 
 // registries says how registries are reached.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/version"
@@ -20,7 +21,16 @@ import (
 type report struct {
 	d       *daemon
 	version system.Version
-	static  system.Info
+
+	mu     sync.Mutex
+	static system.Info
+}
+
+// reload takes over what may change while the daemon runs.
+func (r *report) reload(c Config) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.static.Debug, r.static.Labels, r.static.InsecureRegistries, r.static.Mirrors = c.Debug, c.Labels, c.Insecure, c.Mirrors
 }
 
 func (d *daemon) system(ctx context.Context, f host.Facts, b Build, snapshotter, socket string) *report {
@@ -99,7 +109,10 @@ func (r *report) Version() system.Version { return r.version }
 
 // Info is honest about what the kernel lacks.
 func (r *report) Info(ctx context.Context) (system.Info, error) {
+	r.mu.Lock()
 	i := r.static
+	r.mu.Unlock()
+	i.EventListeners = r.d.events.Listeners()
 	for _, c := range r.d.containers.All() {
 		i.Containers++
 		switch c.State.Status {

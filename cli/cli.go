@@ -126,6 +126,9 @@ func newRoot(docker *command.DockerCli, b Build) (*dockercli.TopLevelCommand, *c
 	opts, _ := dockercli.SetupRootCommand(cmd)
 	cmd.Flags().BoolP("version", "v", false, "Print version information and quit")
 	commands.AddCommands(cmd, docker)
+	reword(cmd)
+	// The help of stacks asks the root for what ours has not.
+	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return nil }
 	for _, c := range cmd.Commands() {
 		if c.Name() == "build" {
 			cmd.RemoveCommand(c) // that of the classic builder

@@ -53,9 +53,7 @@ func (t *tool) imagesCommand() *cobra.Command {
 				}
 				return nil
 			case format == "json":
-				err := writeJSON(out, append([]imageRow{}, rows...))
-				fmt.Fprintln(out) // as docker compose ends it
-				return err
+				return writeJSON(out, append([]imageRow{}, rows...))
 			case format == "" || format == "table" || format == "pretty":
 				var list [][]string
 				for _, r := range rows {

@@ -28,6 +28,13 @@ func (s *Service) Create(ctx context.Context, spec Spec, o CreateOptions) (id ID
 	if err != nil {
 		return "", nil, err
 	}
+	// From here on what is not there is another thing than the image. Clients
+	// would pull that one again: they take any "not found" for it.
+	defer func() {
+		if errors.Is(err, fault.ErrNotFound) {
+			err = fault.Invalidf("%w", err)
+		}
+	}()
 	merge(&spec, image.Config)
 	s.fill(&spec)
 	if !s.o.Runtime.Knows(spec.Runtime) {
@@ -306,6 +313,13 @@ func (s *Service) mountPoint(ctx context.Context, c *Container, m Mount, inherit
 				p.Mode = ""
 			}
 		}
+	case MountImage:
+		// By its id: the name may stand for another image when the container starts again.
+		info, err := s.o.Images.Resolve(ctx, m.Source, "")
+		if err != nil {
+			return nil, false, err
+		}
+		p.Name, p.RW = info.ID, false
 	}
 	return p, p.Anonymous, nil
 }

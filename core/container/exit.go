@@ -59,9 +59,12 @@ func (s *Service) exited(ctx context.Context, e *entry, x Exit) {
 	s.closeRun(ctx, e, c)
 
 	ran := x.Time.Sub(c.State.StartedAt)
-	again, delay := s.restarts(e, c, x, ran, stopping)
+	policy, delay := s.restarts(e, c, x, ran, stopping)
+	again := false
 	c = e.change(func(c *Container) {
 		c.State.Status = Exited
+		// A stop that came since sees either the wait for a restart or no restart.
+		again = policy && !c.State.StoppedByUser
 		if again {
 			c.State.Status = Restarting
 			c.State.RestartCount++

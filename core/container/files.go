@@ -76,9 +76,7 @@ func (s *Service) viewed(ctx context.Context, c Container, f func(root string) e
 		if err != nil {
 			return err
 		}
-		if p.Type == MountVolume {
-			defer func() { s.tolerate(s.o.Volumes.Unmount(done, p.Name, user), "volume not unmounted", c.ID) }()
-		}
+		defer s.release(done, p, user)
 		mounts = append(mounts, m)
 	}
 	view, closeView, err := s.o.Files.View(root, c.Spec.ReadonlyRoot, mounts)

@@ -3,8 +3,10 @@ package container
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -63,7 +65,17 @@ func (s *Service) Update(ctx context.Context, id string, o UpdateOptions) ([]str
 		return nil, fmt.Errorf("cannot update container %s: %w", old.ID, err)
 	}
 	if old.alive() {
-		if err := s.o.Runtime.Update(ctx, old, o.Resources); err != nil {
+		now := o.Resources
+		for _, l := range []struct {
+			to  *[]ThrottleDevice
+			old []ThrottleDevice
+		}{
+			{&now.BlkioReadBps, old.Spec.Resources.BlkioReadBps}, {&now.BlkioWriteBps, old.Spec.Resources.BlkioWriteBps},
+			{&now.BlkioReadIOps, old.Spec.Resources.BlkioReadIOps}, {&now.BlkioWriteIOps, old.Spec.Resources.BlkioWriteIOps},
+		} {
+			*l.to = freed(*l.to, l.old)
+		}
+		if err := s.o.Runtime.Update(ctx, old, now); err != nil {
 			return nil, fmt.Errorf("cannot update container %s: %w", old.ID, err)
 		}
 	}
@@ -73,6 +85,21 @@ func (s *Service) Update(ctx context.Context, id string, o UpdateOptions) ([]str
 	}
 	s.publish(c, "update")
 	return warnings, nil
+}
+
+// freed adds to a new list of limits those that end with it: the kernel keeps
+// a device's limit until it is told that there is none.
+func freed(list, old []ThrottleDevice) []ThrottleDevice {
+	if list == nil {
+		return nil
+	}
+	out := slices.Clone(list)
+	for _, d := range old {
+		if !slices.ContainsFunc(list, func(n ThrottleDevice) bool { return n.Path == d.Path }) {
+			out = append(out, ThrottleDevice{Path: d.Path, Rate: math.MaxUint64})
+		}
+	}
+	return out
 }
 
 // updated writes the fields that are set over the present ones.
@@ -102,6 +129,17 @@ func updated(r, u Resources) Resources {
 	}
 	if u.PidsLimit != nil {
 		r.PidsLimit = u.PidsLimit
+	}
+	// Of devices the whole list is given anew; an empty one clears.
+	if u.BlkioWeightDevice != nil {
+		r.BlkioWeightDevice = u.BlkioWeightDevice
+	}
+	for to, v := range map[*[]ThrottleDevice][]ThrottleDevice{
+		&r.BlkioReadBps: u.BlkioReadBps, &r.BlkioWriteBps: u.BlkioWriteBps, &r.BlkioReadIOps: u.BlkioReadIOps, &r.BlkioWriteIOps: u.BlkioWriteIOps,
+	} {
+		if v != nil {
+			*to = v
+		}
 	}
 	return r
 }

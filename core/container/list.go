@@ -14,7 +14,7 @@ import (
 )
 
 var listFilters = []string{
-	"ancestor", "before", "expose", "exited", "health", "id", "is-task", "isolation", "label", "name", "network", "publish", "since", "status", "volume",
+	"ancestor", "annotation", "before", "expose", "exited", "health", "id", "is-task", "isolation", "label", "name", "network", "publish", "since", "status", "volume",
 }
 
 func unixTime(text string) (time.Time, bool) {
@@ -129,7 +129,7 @@ func (s *Service) matcher(ctx context.Context, f filter.Args) (func(Container) b
 			health = c.State.Health.Status
 		}
 		switch {
-		case !f.Prefix("id", string(c.ID)), !f.Labels("label", c.Spec.Labels), !f.Exact("status", string(c.State.Status)), !f.Exact("health", health),
+		case !f.Prefix("id", string(c.ID)), !f.Labels("label", c.Spec.Labels), !f.Labels("annotation", c.Spec.Annotations), !f.Exact("status", string(c.State.Status)), !f.Exact("health", health),
 			len(codes) > 0 && (c.State.Status != Exited && c.State.Status != Dead || !slices.Contains(codes, c.State.ExitCode)),
 			isTask && task, !before.IsZero() && !c.Created.Before(before), !since.IsZero() && !c.Created.After(since),
 			len(names) > 0 && !slices.ContainsFunc(names, func(r *regexp.Regexp) bool {

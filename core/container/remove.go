@@ -3,9 +3,10 @@ package container
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
-	"time"
 
+	"github.com/berth-project/berth/core/event"
 	"github.com/berth-project/berth/core/filter"
 	"github.com/berth-project/berth/lib/fault"
 )
@@ -121,7 +122,7 @@ func (s *Service) Prune(ctx context.Context, f filter.Args) (PruneResult, error)
 	if err := f.Check("label", "label!", "until"); err != nil {
 		return r, err
 	}
-	until, err := parseUntil(f["until"])
+	until, err := f.Until("until")
 	if err != nil {
 		return r, err
 	}
@@ -147,26 +148,6 @@ func (s *Service) Prune(ctx context.Context, f filter.Args) (PruneResult, error)
 		r.Removed = append(r.Removed, string(c.ID))
 		r.Reclaimed += size
 	}
+	s.o.Events.Publish(event.Event{Type: "container", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(r.Reclaimed, 10)}})
 	return r, nil
-}
-
-func parseUntil(values []string) (time.Time, error) {
-	if len(values) == 0 {
-		return time.Time{}, nil
-	}
-	if len(values) > 1 {
-		return time.Time{}, fault.Invalidf("more than one until filter specified")
-	}
-	if d, err := time.ParseDuration(values[0]); err == nil {
-		return time.Now().Add(-d), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
-		if t, err := time.ParseInLocation(layout, values[0], time.Local); err == nil {
-			return t, nil
-		}
-	}
-	if n, ok := unixTime(values[0]); ok {
-		return n, nil
-	}
-	return time.Time{}, fault.Invalidf("invalid value for until filter: %q", values[0])
 }

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/berth-project/berth/core/event"
 	"github.com/berth-project/berth/lib/fault"
 )
 
@@ -219,16 +221,33 @@ func (s *Service) mountAll(ctx context.Context, e *entry, b *Bundle) (err error)
 			return err
 		}
 		b.Mounts = append(b.Mounts, m)
+		if p.Type == MountVolume {
+			s.publishVolume(c, p, "mount", "destination", p.Destination, "read/write", strconv.FormatBool(p.RW), "propagation", p.Propagation)
+		}
 	}
 	return nil
 }
 
-// place makes a mount point ready. A volume is held by user from now on.
+// publishVolume tells what a container does with a volume.
+func (s *Service) publishVolume(c Container, p MountPoint, action string, more ...string) {
+	attributes := map[string]string{"driver": p.Driver, "container": string(c.ID)}
+	for i := 0; i+1 < len(more); i += 2 {
+		attributes[more[i]] = more[i+1]
+	}
+	s.o.Events.Publish(event.Event{Type: "volume", Action: action, ID: p.Name, Attributes: attributes})
+}
+
+// place makes a mount point ready. A volume or image is held by user from now on.
 func (s *Service) place(ctx context.Context, p MountPoint, user ID) (m BundleMount, err error) {
 	m = BundleMount{Source: p.Source, Target: p.Destination, Type: "bind"}
 	switch p.Type {
 	case MountVolume:
 		if m.Source, err = s.o.Volumes.Mount(ctx, p.Name, user); err != nil {
+			return m, err
+		}
+		m.Options, m.Subpath = []string{"rbind", "rprivate"}, p.Spec.Subpath
+	case MountImage:
+		if m.Source, err = s.o.Images.MountImage(ctx, p.Name, user); err != nil {
 			return m, err
 		}
 		m.Options, m.Subpath = []string{"rbind", "rprivate"}, p.Spec.Subpath
@@ -299,9 +318,20 @@ func (s *Service) unmountAll(ctx context.Context, e *entry) {
 	c := e.snap.Load()
 	s.tolerate(s.o.RootFS.Unmount(ctx, c.ID), "root not unmounted", c.ID)
 	for _, p := range c.Mounts {
+		s.release(ctx, p, c.ID)
 		if p.Type == MountVolume {
-			s.tolerate(s.o.Volumes.Unmount(ctx, p.Name, c.ID), "volume not unmounted", c.ID)
+			s.publishVolume(*c, p, "unmount")
 		}
+	}
+}
+
+// release gives back what place has taken for user.
+func (s *Service) release(ctx context.Context, p MountPoint, user ID) {
+	switch p.Type {
+	case MountVolume:
+		s.tolerate(s.o.Volumes.Unmount(ctx, p.Name, user), "volume not unmounted", user)
+	case MountImage:
+		s.tolerate(s.o.Images.UnmountImage(ctx, p.Name, user), "image not unmounted", user)
 	}
 }
 

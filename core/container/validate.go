@@ -32,6 +32,9 @@ func (s *Service) validate(spec *Spec) (warnings []string, err error) {
 	if err := s.validateResources(&spec.Resources); err != nil {
 		return nil, err
 	}
+	if spec.ShmSize < 0 {
+		return nil, fault.Invalidf("SHM size can not be less than 0")
+	}
 	if spec.Resources.MemorySwap > 0 && !s.o.Host.SwapLimit {
 		warnings = append(warnings, "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
 		spec.Resources.MemorySwap = -1
@@ -61,6 +64,14 @@ func validateMounts(spec *Spec) error {
 			return fault.Invalidf("Duplicate mount point: %s", m.Target)
 		}
 		seen[path.Clean(m.Target)] = true
+		for _, o := range []struct {
+			kind, field string
+			given       bool
+		}{{MountBind, "BindOptions", m.HasBindOptions}, {MountVolume, "VolumeOptions", m.HasVolumeOptions}, {MountTmpfs, "TmpfsOptions", m.HasTmpfsOptions}, {MountImage, "ImageOptions", m.HasImageOptions}} {
+			if o.given && m.Type != o.kind {
+				return fault.Invalidf("invalid mount config for type %q: field %s must not be specified", m.Type, o.field)
+			}
+		}
 		switch m.Type {
 		case MountBind:
 			if m.Source == "" {
@@ -79,11 +90,19 @@ func validateMounts(spec *Spec) error {
 				return fault.Invalidf("invalid mount config for type \"tmpfs\": field Source must not be specified")
 			}
 		case MountVolume:
+			if m.Origin == FromMounts && m.Source == "" && m.ReadOnly {
+				return fault.Invalidf("invalid mount config for type \"volume\": must not set ReadOnly mode when using anonymous volumes")
+			}
 			if m.Subpath != "" && (path.IsAbs(m.Subpath) || strings.HasPrefix(path.Clean(m.Subpath), "..")) {
 				return fault.Invalidf("invalid mount config for type \"volume\": subpath must be a relative path within the volume")
 			}
 		case MountImage:
-			return fault.Unsupportedf("mounts of type image are not supported")
+			if m.Source == "" {
+				return fault.Invalidf("invalid mount config for type \"image\": field Source must not be empty")
+			}
+			if m.Subpath != "" && (path.IsAbs(m.Subpath) || strings.HasPrefix(path.Clean(m.Subpath), "..")) {
+				return fault.Invalidf("invalid mount config for type \"image\": subpath must be a relative path within the image")
+			}
 		default:
 			return fault.Invalidf("invalid mount config for type %q: mount type unknown", m.Type)
 		}

@@ -52,6 +52,13 @@ func (b *Bus) Publish(e Event) {
 	}
 }
 
+// Listeners counts those who are subscribed.
+func (b *Bus) Listeners() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.subs)
+}
+
 // Subscribe returns the history since a time (none where since is zero) and
 // a channel of what follows, with no gap between. The channel is closed when
 // ctx ends or when the reader lags too far behind.

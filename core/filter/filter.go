@@ -6,7 +6,9 @@ package filter
 import (
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/berth-project/berth/lib/fault"
 )
@@ -83,4 +85,29 @@ func (a Args) Bool(name string) (value, given bool, err error) {
 		return false, false, fault.Invalidf("invalid filter '%s=[%s]'", name, strings.Join(vals, " "))
 	}
 	return t, true, nil
+}
+
+// Until reads a filter that gives a moment: a duration before now, a date, or
+// seconds since 1970. It is zero where the filter is absent.
+func (a Args) Until(name string) (time.Time, error) {
+	vals := a[name]
+	if len(vals) == 0 {
+		return time.Time{}, nil
+	}
+	if len(vals) > 1 {
+		return time.Time{}, fault.Invalidf("more than one %s filter specified", name)
+	}
+	v := vals[0]
+	if d, err := time.ParseDuration(v); err == nil {
+		return time.Now().Add(-d), nil
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02Z07:00", "2006-01-02"} {
+		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
+			return t, nil
+		}
+	}
+	if seconds, err := strconv.ParseFloat(v, 64); err == nil && seconds > -1e11 && seconds < 1e11 {
+		return time.Unix(0, 0).Add(time.Duration(seconds*1e3) * time.Millisecond), nil
+	}
+	return time.Time{}, fault.Invalidf("invalid value for %s: %q", name, v)
 }

@@ -58,6 +58,13 @@ type ManifestSummary struct {
 	Containers   []string
 }
 
+// Attestation is one in-toto statement about an image.
+type Attestation struct {
+	Descriptor    Descriptor
+	PredicateType string // a URI
+	Statement     []byte // JSON; nil where not asked for
+}
+
 // HistoryItem is one step of an image's making.
 type HistoryItem struct {
 	ID        string // of the image at that step, "<missing>" for others

@@ -24,6 +24,9 @@ func (s *Service) Connect(ctx context.Context, c container.Container, spec conta
 	if b == nil || b.host {
 		return e, fault.Forbiddenf("container sharing network namespace with another container or host cannot be connected to any other network")
 	}
+	if err := st.joinable(); err != nil {
+		return e, err
+	}
 	if st.Driver == driverHost {
 		return e, fault.Forbiddenf("cannot connect container to host network - container must be created in host network mode")
 	}

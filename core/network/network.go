@@ -61,6 +61,14 @@ type CreateOptions struct {
 type Attached struct {
 	Network
 	Endpoints map[container.ID]Member
+	Use       []Use // of each subnet
+}
+
+// Use tells how full a subnet is.
+type Use struct {
+	Subnet netip.Prefix
+	Taken  uint64 // addresses that nobody else gets: containers', the gateway, the network's own
+	Free   uint64 // addresses left for those who ask for none in particular
 }
 
 // Member is one container on a network.

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"math"
 	"net/netip"
 	"sync"
 
@@ -97,4 +98,20 @@ func (a *addressPool) give(p netip.Addr) {
 	if p != a.gateway {
 		delete(a.used, p)
 	}
+}
+
+// use counts the addresses that are taken and those that are left.
+func (a *addressPool) use() Use {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	u := Use{Subnet: a.subnet, Taken: uint64(len(a.used)), Free: math.MaxUint64}
+	if bits := a.within.Addr().BitLen() - a.within.Bits(); bits < 64 {
+		u.Free = 1 << bits
+	}
+	for x := range a.used {
+		if a.within.Contains(x) {
+			u.Free--
+		}
+	}
+	return u
 }

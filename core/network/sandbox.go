@@ -30,6 +30,11 @@ func (s *Service) Open(ctx context.Context, c container.Container) (out containe
 	if err != nil {
 		return out, err
 	}
+	for _, st := range states {
+		if err := st.joinable(); err != nil {
+			return out, err
+		}
+	}
 	b := &box{id: c.ID, c: c}
 	out.ID = string(c.ID)
 	if states[0].Driver == driverHost {

@@ -189,12 +189,16 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (id, warning stri
 	if o.Driver == "" {
 		o.Driver = "bridge"
 	}
+	if err := s.configure(&o); err != nil {
+		return "", "", err
+	}
 	if err := s.check(o); err != nil {
 		return "", "", err
 	}
 	n := Network{
 		ID: newID(), Name: o.Name, Created: time.Now(), Driver: o.Driver, Scope: "local", EnableIPv4: o.EnableIPv4 == nil || *o.EnableIPv4,
 		EnableIPv6: o.EnableIPv6 != nil && *o.EnableIPv6, Internal: o.Internal, Attachable: o.Attachable, IPAM: o.IPAM, Options: o.Options, Labels: o.Labels,
+		ConfigOnly: o.ConfigOnly, ConfigFrom: o.ConfigFrom,
 	}
 	st, err := s.build(n)
 	if err != nil {
@@ -230,12 +234,13 @@ func (s *Service) check(o CreateOptions) error {
 		return fault.Invalidf("invalid network name (%s): only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", o.Name)
 	case slices.Contains([]string{"bridge", "host", "none", "default"}, o.Name):
 		return fault.Forbiddenf("operation is not permitted on predefined %s network ", o.Name)
-	case o.ConfigOnly || o.ConfigFrom != "":
-		return fault.Unsupportedf("config-only networks are not supported by Berth")
 	case o.Ingress:
 		return fault.Unsupportedf("ingress networks need swarm mode, which is not supported")
 	case o.Scope != "" && o.Scope != "local":
 		return fault.Unsupportedf("networks of scope %q need swarm mode, which is not supported", o.Scope)
+	}
+	if o.ConfigOnly { // for whatever driver takes it
+		return s.unused(o.Name)
 	}
 	switch o.Driver {
 	case driverBridge, driverMacvlan, driverIpvlan:
@@ -249,11 +254,15 @@ func (s *Service) check(o CreateOptions) error {
 	if d := o.IPAM.Driver; d != "" && d != "default" {
 		return fault.NotFoundf("invalid IPAM driver %q: plugin not found", d)
 	}
+	return s.unused(o.Name)
+}
+
+func (s *Service) unused(name string) error {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, n := range s.byID {
-		if n.Name == o.Name {
-			return fault.Conflictf("network with name %s already exists", o.Name)
+		if n.Name == name {
+			return fault.Conflictf("network with name %s already exists", name)
 		}
 	}
 	return nil
@@ -475,6 +484,10 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 		s.mu.Unlock()
 		return fault.Forbiddenf("%s is a pre-defined network and cannot be removed", st.Name)
 	}
+	if user := s.configured(st); user != "" {
+		s.mu.Unlock()
+		return fault.Forbiddenf("configuration network %q is in use by network %s", st.Name, user)
+	}
 	if len(st.endpoints) > 0 {
 		var names []string
 		for _, m := range st.endpoints {
@@ -503,6 +516,9 @@ func (st *state) attached() Attached {
 	a := Attached{Network: st.Network, Endpoints: map[container.ID]Member{}}
 	for id, m := range st.endpoints {
 		a.Endpoints[id] = m
+	}
+	for _, p := range st.pools {
+		a.Use = append(a.Use, p.use())
 	}
 	return a
 }
@@ -561,13 +577,9 @@ func (s *Service) Prune(ctx context.Context, f filter.Args) ([]string, error) {
 	if err := f.Check("label", "label!", "until"); err != nil {
 		return nil, err
 	}
-	var until time.Time
-	if v := f["until"]; len(v) > 0 {
-		d, err := time.ParseDuration(v[0])
-		if err != nil {
-			return nil, fault.Invalidf("invalid value for until: %q", v[0])
-		}
-		until = time.Now().Add(-d)
+	until, err := f.Until("until")
+	if err != nil {
+		return nil, err
 	}
 	all, err := s.List(ctx, filter.Args{"type": {"custom"}})
 	if err != nil {
@@ -583,6 +595,9 @@ func (s *Service) Prune(ctx context.Context, f filter.Args) ([]string, error) {
 			continue
 		}
 		removed = append(removed, n.Name)
+	}
+	if s.o.Events != nil {
+		s.o.Events.Publish(event.Event{Type: "network", Action: "prune", Attributes: map[string]string{"reclaimed": "0"}, Time: time.Now()})
 	}
 	return removed, nil
 }

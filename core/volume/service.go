@@ -218,7 +218,6 @@ func (s *Service) Mount(_ context.Context, name string, user container.ID) (stri
 	s.mu.Lock()
 	s.hold(name, user, 1)
 	s.mu.Unlock()
-	s.publish("mount", v, "container", string(user), "read/write", "true", "propagation", "")
 	return v.Mountpoint, nil
 }
 
@@ -235,9 +234,6 @@ func (s *Service) Unmount(_ context.Context, name string, user container.ID) err
 		s.hold(name, user, -1)
 	}
 	s.mu.Unlock()
-	if had == 1 {
-		s.publish("unmount", v, "container", string(user))
-	}
 	// Without a holder it is unmounted also where nobody had it: a daemon
 	// of before may have mounted it.
 	if had > 1 || s.holders(name) > 0 {

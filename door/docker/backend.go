@@ -73,6 +73,9 @@ type Images interface {
 	Load(ctx context.Context, r io.Reader, quiet bool, platforms []string, report func(image.Progress)) error
 	Save(ctx context.Context, refs []string, platforms []string, w io.Writer) error
 	Import(ctx context.Context, r io.Reader, o image.ImportOptions) (imageID string, err error)
+	// ImportURL fetches the archive that o.Source names.
+	ImportURL(ctx context.Context, o image.ImportOptions, report func(image.Progress)) (imageID string, err error)
+	Attestations(ctx context.Context, ref, platform string, types []string, statements bool) ([]image.Attestation, error)
 	Distribution(ctx context.Context, ref string, a *image.Auth) (image.DistributionInfo, error)
 	Search(ctx context.Context, term string, limit int, f filter.Args, a *image.Auth) ([]image.SearchResult, error)
 	Login(ctx context.Context, a image.Auth) (status, identityToken string, err error)

@@ -77,7 +77,7 @@ func (d *Door) summary(version int, c container.Summary) api.Summary {
 	s := api.Summary{
 		ID: string(c.ID), Names: []string{"/" + c.Name}, Image: c.Spec.Image, ImageID: c.ImageID, Command: command(c.Container), Created: c.Created.Unix(),
 		Ports: portSummaries(c.Container), Labels: c.Spec.Labels, State: api.ContainerState(c.State.Status), Status: statusText(c.Container, time.Now()),
-		NetworkSettings: &api.NetworkSettingsSummary{Networks: networksOf(c.Container)}, Mounts: mountPoints(c.Mounts),
+		NetworkSettings: &api.NetworkSettingsSummary{Networks: networksOf(c.Container, version)}, Mounts: mountPoints(c.Mounts),
 	}
 	if s.Labels == nil {
 		s.Labels = map[string]string{}
@@ -127,7 +127,7 @@ func portSummaries(c container.Container) []api.PortSummary {
 	return list
 }
 
-func networksOf(c container.Container) map[string]*network.EndpointSettings {
+func networksOf(c container.Container, version int) map[string]*network.EndpointSettings {
 	out := map[string]*network.EndpointSettings{}
 	specs := map[string]container.EndpointSpec{}
 	for _, s := range c.Spec.Endpoints {
@@ -155,6 +155,13 @@ func networksOf(c container.Container) map[string]*network.EndpointSettings {
 		out[mode] = endpointSettings(container.Endpoint{}, container.EndpointSpec{})
 	}
 	delete(out, "default")
+	if version < 45 { // the short id came with the aliases
+		for name, e := range out {
+			if name != "bridge" && name != "host" && name != "none" {
+				e.Aliases = append(slices.Clone(e.Aliases), c.ID.Short())
+			}
+		}
+	}
 	return out
 }
 
@@ -279,7 +286,7 @@ func (d *Door) inspectContainer(w http.ResponseWriter, r *request) error {
 	if r.version < 44 {
 		body.Config.MacAddress = c.Spec.MacAddress
 	}
-	body.NetworkSettings = networkSettings(c)
+	body.NetworkSettings = networkSettings(c, r.version)
 	writeJSON(w, http.StatusOK, body)
 	return nil
 }
@@ -321,8 +328,8 @@ type legacySettings struct {
 	MacAddress             string
 }
 
-func networkSettings(c container.Container) any {
-	s := api.NetworkSettings{SandboxID: c.State.SandboxID, SandboxKey: c.State.NetNS, Ports: network.PortMap{}, Networks: networksOf(c)}
+func networkSettings(c container.Container, version int) any {
+	s := api.NetworkSettings{SandboxID: c.State.SandboxID, SandboxKey: c.State.NetNS, Ports: network.PortMap{}, Networks: networksOf(c, version)}
 	if c.State.Status == container.Running || c.State.Status == container.Paused {
 		for _, p := range c.Spec.Expose {
 			s.Ports[apiPort(p)] = nil
@@ -446,6 +453,9 @@ func (d *Door) update(w http.ResponseWriter, r *request) error {
 	o := container.UpdateOptions{Resources: toResources(body.Resources)}
 	if body.RestartPolicy.Name != "" {
 		o.Restart = &container.RestartPolicy{Name: string(body.RestartPolicy.Name), MaxRetries: body.RestartPolicy.MaximumRetryCount}
+	}
+	if res := &o.Resources; r.version < 55 { // before, limits of devices were ignored here
+		res.BlkioWeightDevice, res.BlkioReadBps, res.BlkioWriteBps, res.BlkioReadIOps, res.BlkioWriteIOps = nil, nil, nil, nil, nil
 	}
 	if r.version < 40 && o.Resources.PidsLimit != nil && *o.Resources.PidsLimit <= 0 {
 		o.Resources.PidsLimit = nil

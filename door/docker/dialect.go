@@ -9,11 +9,22 @@ import (
 	"github.com/berth-project/berth/lib/fault"
 )
 
+// missing finds what says that a noun is not there, and leaves the wording to us.
+func missing(err error) *fault.Error {
+	var f *fault.Error
+	for errors.As(err, &f) {
+		if f.Msg == "" && errors.Is(f.Class, fault.ErrNotFound) {
+			return f
+		}
+		err = f.Err
+	}
+	return nil
+}
+
 // dialect words an error as Docker's clients expect it. They match these texts.
 func dialect(err error) (status int, text string) {
-	var f *fault.Error
 	text = err.Error()
-	if errors.As(err, &f) && f.Msg == "" && errors.Is(f.Class, fault.ErrNotFound) {
+	if f := missing(err); f != nil {
 		said := ""
 		switch f.Noun {
 		case "container":

@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/storage"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berth-project/berth/core/image"
 	"github.com/berth-project/berth/lib/fault"
@@ -29,16 +30,20 @@ func (d *Door) listImages(w http.ResponseWriter, r *request) error {
 	}
 	out := []any{}
 	for _, i := range list {
-		out = append(out, imageSummary(i, r.version))
+		out = append(out, imageSummary(i, r.version, false))
 	}
 	writeJSON(w, http.StatusOK, out)
 	return nil
 }
 
-func imageSummary(i image.Image, version int) map[string]any {
+// imageSummary is a row of the list; usage is one of the disk's use.
+func imageSummary(i image.Image, version int, usage bool) map[string]any {
 	m := map[string]any{
 		"Id": i.ID, "ParentId": i.Parent, "RepoTags": orEmpty(i.RepoTags), "RepoDigests": orEmpty(i.RepoDigests), "Created": max(i.Created.Unix(), 0), "Size": i.Size,
 		"SharedSize": i.SharedSize, "Labels": i.Config.Labels, "Containers": i.Containers,
+	}
+	if version < 51 && !usage {
+		m["Containers"] = -1
 	}
 	if version < 44 {
 		m["VirtualSize"] = i.Size
@@ -49,11 +54,88 @@ func imageSummary(i image.Image, version int) map[string]any {
 	if version >= 48 && i.Target.Digest != "" {
 		m["Descriptor"] = descriptor(i.Target)
 	}
+	if version >= 47 && i.Manifests != nil {
+		m["Manifests"] = manifests(i.Manifests)
+	}
 	return m
 }
 
 func descriptor(t image.Descriptor) map[string]any {
-	return map[string]any{"mediaType": t.MediaType, "digest": t.Digest, "size": t.Size}
+	m := map[string]any{"mediaType": t.MediaType, "digest": t.Digest, "size": t.Size}
+	if len(t.Annotations) > 0 {
+		m["annotations"] = t.Annotations
+	}
+	if t.Platform != nil {
+		m["platform"] = platformBody(*t.Platform)
+	}
+	return m
+}
+
+func platformBody(p image.Platform) ocispec.Platform {
+	return ocispec.Platform{Architecture: p.Architecture, OS: p.OS, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures, Variant: p.Variant}
+}
+
+// manifests tells of every manifest of an index.
+func manifests(list []image.ManifestSummary) []any {
+	out := []any{}
+	for _, s := range list {
+		m := map[string]any{
+			"ID": s.Descriptor.Digest, "Descriptor": descriptor(s.Descriptor), "Available": s.Available, "Kind": s.Kind,
+			"Size": map[string]int64{"Content": s.ContentSize, "Total": s.ContentSize + s.UnpackedSize},
+		}
+		switch s.Kind {
+		case "image":
+			p := image.Platform{}
+			if s.Descriptor.Platform != nil {
+				p = *s.Descriptor.Platform
+			}
+			m["ImageData"] = map[string]any{"Platform": platformBody(p), "Size": map[string]int64{"Unpacked": s.UnpackedSize}, "Containers": orEmpty(s.Containers)}
+		case "attestation":
+			m["AttestationData"] = map[string]string{"For": s.Descriptor.Annotations["vnd.docker.reference.digest"]}
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// platforms reads a query's platforms: objects of the OCI image specification,
+// or what people write (linux/arm64).
+func (r *request) platforms(name string) ([]string, error) {
+	var list []string
+	for _, text := range r.Form[name] {
+		if text == "" {
+			continue
+		}
+		if !strings.HasPrefix(text, "{") {
+			list = append(list, text)
+			continue
+		}
+		var p ocispec.Platform
+		if err := json.Unmarshal([]byte(text), &p); err != nil {
+			return nil, fault.Invalidf("failed to parse platform: %w", err)
+		}
+		if p.OS == "" || p.Architecture == "" {
+			return nil, fault.Invalidf("both OS and Architecture must be provided")
+		}
+		words := []string{p.OS, p.Architecture}
+		if p.Variant != "" {
+			words = append(words, p.Variant)
+		}
+		list = append(list, strings.Join(words, "/"))
+	}
+	return list, nil
+}
+
+// platform reads the only one, "" where none is given.
+func (r *request) platform() (string, error) {
+	list, err := r.platforms("platform")
+	switch {
+	case err != nil || len(list) == 0:
+		return "", err
+	case len(list) > 1:
+		return "", fault.Invalidf("multiple platform parameters not supported")
+	}
+	return list[0], nil
 }
 
 func orEmpty(list []string) []string {
@@ -63,20 +145,27 @@ func orEmpty(list []string) []string {
 	return list
 }
 
-var imageVerbs = []string{"json", "history", "get", "push", "tag"}
+var imageVerbs = []string{"json", "attestations", "history", "get", "push", "tag"}
 
 func (d *Door) imageGet(w http.ResponseWriter, r *request) error {
 	name, verb := cutVerb(r.PathValue("name"), imageVerbs...)
+	platform, err := r.platform()
+	if err != nil && verb != "get" {
+		return err
+	}
 	switch verb {
 	case "json":
-		i, err := d.o.Images.Get(r.Context(), name, r.Form.Get("platform"), r.flag("manifests"))
+		if platform != "" && r.flag("manifests") {
+			return fault.Invalidf("conflicting options: manifests and platform options cannot both be set")
+		}
+		i, err := d.o.Images.Get(r.Context(), name, platform, r.flag("manifests"))
 		if err != nil {
 			return err
 		}
 		writeJSON(w, http.StatusOK, imageBody(i, r.version))
 		return nil
 	case "history":
-		items, err := d.o.Images.History(r.Context(), name, r.Form.Get("platform"))
+		items, err := d.o.Images.History(r.Context(), name, platform)
 		if err != nil {
 			return err
 		}
@@ -86,19 +175,32 @@ func (d *Door) imageGet(w http.ResponseWriter, r *request) error {
 		}
 		writeJSON(w, http.StatusOK, out)
 		return nil
+	case "attestations":
+		if r.version < 55 {
+			break
+		}
+		list, err := d.o.Images.Attestations(r.Context(), name, platform, r.Form["type"], r.flag("statement"))
+		if err != nil {
+			return err
+		}
+		out := []any{}
+		for _, a := range list {
+			m := map[string]any{"Descriptor": descriptor(a.Descriptor), "PredicateType": a.PredicateType}
+			if a.Statement != nil {
+				m["Statement"] = json.RawMessage(a.Statement)
+			}
+			out = append(out, m)
+		}
+		writeJSON(w, http.StatusOK, out)
+		return nil
 	case "get":
-		return d.download(w, func(out io.Writer) error {
-			return d.o.Images.Save(r.Context(), []string{name}, r.Form["platform"], out)
-		})
+		return d.save(w, r, []string{name})
 	}
 	return &fault.Error{Class: fault.ErrNotFound, Msg: "page not found"}
 }
 
 func imageBody(i image.Image, version int) map[string]any {
-	config := json.RawMessage("{}")
-	if len(i.RawConfig) > 0 {
-		config = i.RawConfig
-	}
+	config := imageConfig(i.RawConfig, version)
 	m := map[string]any{
 		"Id": i.ID, "RepoTags": orEmpty(i.RepoTags), "RepoDigests": orEmpty(i.RepoDigests), "Comment": i.Comment, "Created": stamp(i.Created), "Author": i.Author,
 		"Config": config, "Architecture": i.Arch, "Os": i.OS, "Size": i.Size, "GraphDriver": storage.DriverData{Name: "overlay2", Data: i.Layer},
@@ -110,6 +212,15 @@ func imageBody(i image.Image, version int) map[string]any {
 	if version < 52 {
 		m["Parent"], m["DockerVersion"] = i.Parent, ""
 	}
+	if version < 45 { // docker-compose 1 looks for volumes there
+		m["Container"], m["ContainerConfig"] = "", config
+	}
+	if i.Created.IsZero() && version >= 44 {
+		delete(m, "Created")
+	}
+	if version >= 48 && i.Manifests != nil {
+		m["Manifests"] = manifests(i.Manifests)
+	}
 	if version < 44 {
 		m["VirtualSize"] = i.Size
 	}
@@ -117,6 +228,39 @@ func imageBody(i image.Image, version int) map[string]any {
 		m["Descriptor"] = descriptor(i.Target)
 	}
 	return m
+}
+
+// imageConfig gives an image's configuration as it is written; older versions
+// always showed all fields, those of a container too.
+func imageConfig(raw []byte, version int) json.RawMessage {
+	if len(raw) == 0 {
+		raw = []byte("{}")
+	}
+	if version >= 52 {
+		return raw
+	}
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(raw, &fields) != nil || fields == nil {
+		return raw
+	}
+	fill := func(value string, names ...string) {
+		for _, n := range names {
+			if _, ok := fields[n]; !ok {
+				fields[n] = json.RawMessage(value)
+			}
+		}
+	}
+	fill("null", "Cmd", "Entrypoint", "Env", "Labels", "OnBuild", "Volumes")
+	fill(`""`, "User", "WorkingDir")
+	if version < 50 {
+		fill(`""`, "Hostname", "Domainname", "Image")
+		fill("false", "AttachStdin", "AttachStdout", "AttachStderr", "Tty", "OpenStdin", "StdinOnce")
+	}
+	whole, err := json.Marshal(fields)
+	if err != nil {
+		return raw
+	}
+	return whole
 }
 
 func (d *Door) imagePost(w http.ResponseWriter, r *request) error {
@@ -140,12 +284,16 @@ func (d *Door) imagePost(w http.ResponseWriter, r *request) error {
 		if err != nil {
 			return err
 		}
+		platform, err := r.platform()
+		if err != nil {
+			return err
+		}
 		tag := r.Form.Get("tag")
 		if tag != "" {
 			name += ":" + tag
 		}
 		return d.progress(w, func(report func(image.Progress)) error {
-			return d.o.Images.Push(r.Context(), name, image.PushOptions{Platform: r.Form.Get("platform"), All: tag == "", Auth: auth}, report)
+			return d.o.Images.Push(r.Context(), name, image.PushOptions{Platform: platform, All: tag == "", Auth: auth}, report)
 		})
 	}
 	return &fault.Error{Class: fault.ErrNotFound, Msg: "page not found"}
@@ -253,37 +401,55 @@ func (d *Door) createImage(w http.ResponseWriter, r *request) error {
 	if src == "" {
 		return fault.Invalidf("fromImage or fromSrc must be given")
 	}
-	if src != "-" {
-		return fault.Unsupportedf("import from a URL is not supported by Berth: fetch it and use docker import FILE")
-	}
 	ref := r.Form.Get("repo")
 	if ref != "" && tag != "" {
 		ref += ":" + tag
 	}
-	id, err := d.o.Images.Import(r.Context(), r.Body, image.ImportOptions{Reference: ref, Message: r.Form.Get("message"), Changes: r.Form["changes"], Platform: r.Form.Get("platform"), Source: src})
-	if err != nil {
-		return err
-	}
+	o := image.ImportOptions{Reference: ref, Message: r.Form.Get("message"), Changes: r.Form["changes"], Platform: r.Form.Get("platform"), Source: src}
 	return d.progress(w, func(report func(image.Progress)) error {
-		report(image.Progress{Status: id})
-		return nil
+		id, err := "", error(nil)
+		if src == "-" {
+			id, err = d.o.Images.Import(r.Context(), r.Body, o)
+		} else {
+			id, err = d.o.Images.ImportURL(r.Context(), o, report)
+		}
+		if err == nil {
+			report(image.Progress{Status: id})
+		}
+		return err
 	})
 }
 
 func (d *Door) loadImages(w http.ResponseWriter, r *request) error {
+	platforms, err := r.platforms("platform")
+	if err != nil {
+		return err
+	}
 	return d.progress(w, func(report func(image.Progress)) error {
-		return d.o.Images.Load(r.Context(), r.Body, r.flag("quiet"), r.Form["platform"], report)
+		return d.o.Images.Load(r.Context(), r.Body, r.flag("quiet"), platforms, report)
 	})
 }
 
 func (d *Door) saveImages(w http.ResponseWriter, r *request) error {
+	return d.save(w, r, r.Form["names"])
+}
+
+func (d *Door) save(w http.ResponseWriter, r *request, names []string) error {
+	platforms, err := r.platforms("platform")
+	if err != nil {
+		return err
+	}
 	return d.download(w, func(out io.Writer) error {
-		return d.o.Images.Save(r.Context(), r.Form["names"], r.Form["platform"], out)
+		return d.o.Images.Save(r.Context(), names, platforms, out)
 	})
 }
 
 func (d *Door) removeImage(w http.ResponseWriter, r *request) error {
-	results, err := d.o.Images.Remove(r.Context(), r.PathValue("name"), r.flag("force"), !r.flag("noprune"), r.Form["platforms"])
+	platforms, err := r.platforms("platforms")
+	if err != nil {
+		return err
+	}
+	results, err := d.o.Images.Remove(r.Context(), r.PathValue("name"), r.flag("force"), !r.flag("noprune"), platforms)
 	if err != nil {
 		return err
 	}

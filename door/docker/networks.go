@@ -56,7 +56,8 @@ func (d *Door) createNetwork(w http.ResponseWriter, r *request) error {
 	return nil
 }
 
-func networkBody(n network.Attached, members bool) map[string]any {
+// networkBody is one network; members says whether it was asked for by name.
+func networkBody(n network.Attached, members bool, version int) map[string]any {
 	pools := []api.IPAMConfig{}
 	for _, p := range n.IPAM.Pools {
 		pools = append(pools, api.IPAMConfig{Subnet: p.Subnet, IPRange: p.Range, Gateway: p.Gateway, AuxAddress: p.Aux})
@@ -80,6 +81,13 @@ func networkBody(n network.Attached, members bool) map[string]any {
 		}
 	}
 	m["Containers"] = containers
+	if members && version >= 52 {
+		subnets := api.SubnetStatuses{}
+		for _, u := range n.Use {
+			subnets[u.Subnet] = api.SubnetStatus{IPsInUse: u.Taken, DynamicIPsAvailable: u.Free}
+		}
+		m["Status"] = api.Status{IPAM: api.IPAMStatus{Subnets: subnets}}
+	}
 	return m
 }
 
@@ -108,7 +116,7 @@ func (d *Door) listNetworks(w http.ResponseWriter, r *request) error {
 	}
 	out := []any{}
 	for _, n := range list {
-		out = append(out, networkBody(n, r.version < 28))
+		out = append(out, networkBody(n, r.version < 28, r.version))
 	}
 	writeJSON(w, http.StatusOK, out)
 	return nil
@@ -124,7 +132,7 @@ func (d *Door) inspectNetwork(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, networkBody(n, true))
+	writeJSON(w, http.StatusOK, networkBody(n, true, r.version))
 	return nil
 }
 

@@ -74,18 +74,39 @@ func (d *Door) routes() []route {
 		{"POST", "/volumes/create", d.createVolume, 0},
 		{"POST", "/volumes/prune", d.pruneVolumes, 25},
 		{"GET", "/volumes/{name}", d.inspectVolume, 0},
+		{"PUT", "/volumes/{name}", noSwarm, 42}, // of cluster volumes alone
 		{"DELETE", "/volumes/{name}", d.removeVolume, 0},
 
-		{"GET", "/plugins", func(w http.ResponseWriter, _ *request) error {
-			writeJSON(w, http.StatusOK, []any{})
-			return nil
-		}, 25},
 		{"POST", "/build", d.build, 0},
 		{"POST", "/build/prune", d.pruneBuild, 31},
 		{"POST", "/build/cancel", d.cancelBuild, 31},
 		{"POST", "/session", d.session, 31},
 		{"POST", "/grpc", d.grpc, 31},
-	}, d.swarmRoutes()...)
+	}, append(pluginRoutes(), d.swarmRoutes()...)...)
+}
+
+// pluginRoutes answer as an engine that has no plugin, and takes none.
+func pluginRoutes() []route {
+	none := func(_ http.ResponseWriter, r *request) error {
+		return fault.NotFoundf("plugin %q not found", r.PathValue("name"))
+	}
+	refuse := unsupported("managed plugins")
+	return []route{
+		{"GET", "/plugins", func(w http.ResponseWriter, r *request) error {
+			f, err := r.filters()
+			if err == nil {
+				err = f.Check("enabled", "capability")
+			}
+			if err != nil {
+				return err
+			}
+			writeJSON(w, http.StatusOK, []any{})
+			return nil
+		}, 25},
+		{"GET", "/plugins/privileges", refuse, 25}, {"POST", "/plugins/pull", refuse, 25}, {"POST", "/plugins/create", refuse, 25},
+		{"GET", "/plugins/{name}/json", none, 25}, {"DELETE", "/plugins/{name}", none, 25}, {"POST", "/plugins/{name}/enable", none, 25},
+		{"POST", "/plugins/{name}/disable", none, 25}, {"POST", "/plugins/{name}/upgrade", none, 26}, {"POST", "/plugins/{name}/push", none, 25}, {"POST", "/plugins/{name}/set", none, 25},
+	}
 }
 
 // swarmRoutes answer as an engine outside a swarm does.
@@ -94,6 +115,9 @@ func (d *Door) swarmRoutes() []route {
 	for _, noun := range []string{"nodes", "services", "tasks", "secrets", "configs"} {
 		list = append(list, route{"GET", "/" + noun, noSwarm, 0}, route{"GET", "/" + noun + "/{id}", noSwarm, 0}, route{"DELETE", "/" + noun + "/{id}", noSwarm, 0},
 			route{"POST", "/" + noun + "/create", noSwarm, 0}, route{"POST", "/" + noun + "/{id}/update", noSwarm, 0})
+	}
+	for _, noun := range []string{"services", "tasks"} {
+		list = append(list, route{"GET", "/" + noun + "/{id}/logs", noSwarm, 29})
 	}
 	for _, action := range []string{"update", "unlock", "leave"} {
 		list = append(list, route{"POST", "/swarm/" + action, noSwarm, 0})

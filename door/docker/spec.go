@@ -112,20 +112,15 @@ func toResources(r api.Resources) container.Resources {
 		CpusetCpus: r.CpusetCpus, CpusetMems: r.CpusetMems, Memory: r.Memory, MemoryReservation: r.MemoryReservation, MemorySwap: r.MemorySwap, MemorySwappiness: r.MemorySwappiness,
 		OomKillDisable: r.OomKillDisable, PidsLimit: r.PidsLimit, CgroupParent: r.CgroupParent, BlkioWeight: r.BlkioWeight, DeviceCgroupRules: r.DeviceCgroupRules,
 	}
+	out.BlkioReadBps, out.BlkioWriteBps = toThrottles(r.BlkioDeviceReadBps), toThrottles(r.BlkioDeviceWriteBps)
+	out.BlkioReadIOps, out.BlkioWriteIOps = toThrottles(r.BlkioDeviceReadIOps), toThrottles(r.BlkioDeviceWriteIOps)
+	if r.BlkioWeightDevice != nil {
+		out.BlkioWeightDevice = []container.WeightDevice{}
+	}
 	for _, d := range r.BlkioWeightDevice {
-		out.BlkioWeightDevice = append(out.BlkioWeightDevice, container.WeightDevice{Path: d.Path, Weight: d.Weight})
-	}
-	for _, d := range r.BlkioDeviceReadBps {
-		out.BlkioReadBps = append(out.BlkioReadBps, container.ThrottleDevice{Path: d.Path, Rate: d.Rate})
-	}
-	for _, d := range r.BlkioDeviceWriteBps {
-		out.BlkioWriteBps = append(out.BlkioWriteBps, container.ThrottleDevice{Path: d.Path, Rate: d.Rate})
-	}
-	for _, d := range r.BlkioDeviceReadIOps {
-		out.BlkioReadIOps = append(out.BlkioReadIOps, container.ThrottleDevice{Path: d.Path, Rate: d.Rate})
-	}
-	for _, d := range r.BlkioDeviceWriteIOps {
-		out.BlkioWriteIOps = append(out.BlkioWriteIOps, container.ThrottleDevice{Path: d.Path, Rate: d.Rate})
+		if d != nil {
+			out.BlkioWeightDevice = append(out.BlkioWeightDevice, container.WeightDevice{Path: d.Path, Weight: d.Weight})
+		}
 	}
 	for _, d := range r.Devices {
 		out.Devices = append(out.Devices, container.Device{PathOnHost: d.PathOnHost, PathInContainer: d.PathInContainer, CgroupPermissions: d.CgroupPermissions})
@@ -136,6 +131,20 @@ func toResources(r api.Resources) container.Resources {
 	for _, u := range r.Ulimits {
 		if u != nil {
 			out.Ulimits = append(out.Ulimits, container.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+		}
+	}
+	return out
+}
+
+// toThrottles keeps an empty list apart from none: it clears limits in an update.
+func toThrottles(list []*blkiodev.ThrottleDevice) []container.ThrottleDevice {
+	if list == nil {
+		return nil
+	}
+	out := []container.ThrottleDevice{}
+	for _, d := range list {
+		if d != nil {
+			out = append(out, container.ThrottleDevice{Path: d.Path, Rate: d.Rate})
 		}
 	}
 	return out
@@ -255,6 +264,9 @@ func toPublish(ports network.PortMap) ([]container.Publish, error) {
 		case "tcp", "udp", "sctp":
 		default:
 			return nil, fault.Invalidf("invalid port specification: %q", p.String())
+		}
+		if port.Number == 0 {
+			return nil, fault.Invalidf("invalid port specification: %q: a container has no port 0", p.String())
 		}
 		if len(bindings) == 0 {
 			bindings = []network.PortBinding{{}}

@@ -2,6 +2,9 @@ package docker
 
 import (
 	"encoding/json"
+	"io"
+	"maps"
+	"mime"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -89,7 +92,7 @@ func (d *Door) info(w http.ResponseWriter, r *request) error {
 		out.Runtimes[name] = one
 	}
 	out.RegistryConfig = &registry.ServiceConfig{
-		InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}, Mirrors: i.Mirrors,
+		InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}, Mirrors: orEmpty(i.Mirrors),
 		IndexConfigs: map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true}},
 	}
 	for _, name := range i.InsecureRegistries {
@@ -107,8 +110,43 @@ func (d *Door) info(w http.ResponseWriter, r *request) error {
 	if i.FirewallBackend != "" {
 		out.FirewallBackend = &api.FirewallInfo{Driver: i.FirewallBackend}
 	}
-	writeJSON(w, http.StatusOK, out)
+	out.CDISpecDirs = []string{}
+	if r.version < 49 {
+		out.FirewallBackend = nil
+	}
+	body := infoBody{Info: out}
+	for _, c := range []struct {
+		to   *commitBody
+		from api.Commit
+	}{{&body.ContainerdCommit, out.ContainerdCommit}, {&body.RuncCommit, out.RuncCommit}, {&body.InitCommit, out.InitCommit}} {
+		c.to.ID = c.from.ID
+		if r.version < 49 {
+			c.to.Expected = c.from.ID
+		}
+	}
+	if r.version < 50 {
+		body.legacyInfo = &legacyInfo{}
+	}
+	writeJSON(w, http.StatusOK, body)
 	return nil
+}
+
+// infoBody is an answer with what old versions had besides.
+type infoBody struct {
+	api.Info
+	*legacyInfo
+	ContainerdCommit, RuncCommit, InitCommit commitBody
+}
+
+// legacyInfo are fields until 1.49 that were false always.
+type legacyInfo struct {
+	BridgeNfIptables  bool
+	BridgeNfIP6tables bool `json:"BridgeNfIp6tables"`
+}
+
+type commitBody struct {
+	ID       string
+	Expected string `json:",omitempty"` // until 1.48
 }
 
 func (d *Door) auth(w http.ResponseWriter, r *request) error {
@@ -148,7 +186,8 @@ func (d *Door) events(w http.ResponseWriter, r *request) error {
 	}
 	ctx := r.Context()
 	past, live := d.o.Events.Subscribe(ctx, since)
-	w.Header().Set("Content-Type", "application/json")
+	kind, before := eventsType(r)
+	w.Header().Set("Content-Type", kind)
 	w.WriteHeader(http.StatusOK)
 	_ = http.NewResponseController(w).Flush()
 	e := json.NewEncoder(w)
@@ -157,7 +196,7 @@ func (d *Door) events(w http.ResponseWriter, r *request) error {
 		if !until.IsZero() && x.Time.After(until) || !matches(x, f) {
 			return true
 		}
-		if e.Encode(message(x, r.version)) != nil {
+		if _, err := io.WriteString(w, before); err != nil || e.Encode(message(x, r.version)) != nil {
 			return false
 		}
 		return http.NewResponseController(w).Flush() == nil
@@ -183,6 +222,27 @@ func (d *Door) events(w http.ResponseWriter, r *request) error {
 			return nil
 		}
 	}
+}
+
+// eventsType chooses how the stream is written: the type, and what precedes each event.
+func eventsType(r *request) (kind, before string) {
+	const recordSeparator = "\x1e" // RFC 7464
+	if r.version < 52 {
+		return "application/json", ""
+	}
+	for _, accepted := range strings.Split(r.Header.Get("Accept"), ",") {
+		switch kind, _, _ := mime.ParseMediaType(accepted); kind {
+		case "application/json-seq":
+			return kind, recordSeparator
+		case "application/x-ndjson":
+			return kind, ""
+		case "application/jsonl":
+			if r.version >= 53 {
+				return kind, ""
+			}
+		}
+	}
+	return "application/json", ""
 }
 
 func matches(x event.Event, f filter.Args) bool {
@@ -256,7 +316,7 @@ func (d *Door) diskUsage(w http.ResponseWriter, r *request) error {
 		items := []any{}
 		active := 0
 		for _, i := range u.Images {
-			items = append(items, imageSummary(i, r.version))
+			items = append(items, imageSummary(i, r.version, true))
 			if i.Containers > 0 {
 				active++
 			}
@@ -314,6 +374,9 @@ func (d *Door) diskUsage(w http.ResponseWriter, r *request) error {
 	if r.version < 52 {
 		writeJSON(w, http.StatusOK, old)
 		return nil
+	}
+	if r.version == 52 && !r.flag("verbose") {
+		maps.Copy(fresh, old) // both, for clients that change over
 	}
 	writeJSON(w, http.StatusOK, fresh)
 	return nil

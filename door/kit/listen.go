@@ -51,7 +51,20 @@ func Listen(address string, o ListenOptions) (net.Listener, error) {
 		}
 		f := os.NewFile(uintptr(n), "listener")
 		defer f.Close()
-		return net.FileListener(f)
+		l, err := net.FileListener(f)
+		if err != nil {
+			return nil, fault.Invalidf("fd://%s: descriptor %d is no socket that listens: start the daemon by socket activation (%w)", rest, n, err)
+		}
+		if _, tcp := l.(*net.TCPListener); tcp {
+			if o.TLS == nil && !o.Insecure {
+				_ = l.Close()
+				return nil, fault.Invalidf("fd://%s is a tcp socket: use --tlsverify, or --tls=false to insist", rest)
+			}
+			if o.TLS != nil {
+				l = tls.NewListener(l, o.TLS)
+			}
+		}
+		return l, nil
 	}
 	return nil, fault.Invalidf("the scheme %q of %q is not known: use unix://, tcp:// or fd://", scheme, address)
 }

@@ -255,8 +255,10 @@ func TestOthersReadASavedArchive(t *testing.T) {
 	}
 }
 
-func TestAnIndexOfSeveralPlatformsIsKeptWhole(t *testing.T) {
-	l := library(t)
+// severalPlatforms is an archive of the image many:1 for arm64 and amd64, and of
+// what was stated of the latter where statement is given.
+func severalPlatforms(t *testing.T, statement string) io.Reader {
+	t.Helper()
 	a, b := layer(t, entry{name: "arch", body: "amd64"}), layer(t, entry{name: "arch", body: "arm64"})
 	blobs := map[string][]byte{}
 	put := func(v any) map[string]any {
@@ -278,7 +280,18 @@ func TestAnIndexOfSeveralPlatformsIsKeptWhole(t *testing.T) {
 		m["platform"] = map[string]any{"os": "linux", "architecture": arch}
 		return typed(m, "application/vnd.oci.image.manifest.v1+json")
 	}
-	index := typed(put(map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []any{one("arm64", b), one("amd64", a)}}), "application/vnd.oci.image.index.v1+json")
+	amd64 := one("amd64", a)
+	manifests := []any{one("arm64", b), amd64}
+	if statement != "" {
+		said := typed(put([]byte(statement)), "application/vnd.in-toto+json")
+		said["annotations"] = map[string]string{"in-toto.io/predicate-type": "https://slsa.dev/provenance/v1"}
+		config := typed(put(map[string]any{"os": "unknown", "architecture": "unknown", "rootfs": map[string]any{"type": "layers", "diff_ids": []string{said["digest"].(string)}}}), "application/vnd.oci.image.config.v1+json")
+		m := typed(put(map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": config, "layers": []any{said}}), "application/vnd.oci.image.manifest.v1+json")
+		m["platform"] = map[string]any{"os": "unknown", "architecture": "unknown"}
+		m["annotations"] = map[string]any{"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": amd64["digest"]}
+		manifests = append(manifests, m)
+	}
+	index := typed(put(map[string]any{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests}), "application/vnd.oci.image.index.v1+json")
 	index["annotations"] = map[string]string{"io.containerd.image.name": "docker.io/library/many:1"}
 	top, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": []any{index}})
 	if err != nil {
@@ -298,7 +311,12 @@ func TestAnIndexOfSeveralPlatformsIsKeptWhole(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Load(t.Context(), &buf, true, nil, quiet); err != nil {
+	return &buf
+}
+
+func TestAnIndexOfSeveralPlatformsIsKeptWhole(t *testing.T) {
+	l := library(t)
+	if err := l.Load(t.Context(), severalPlatforms(t, ""), true, nil, quiet); err != nil {
 		t.Fatal(err)
 	}
 	for platform, want := range map[string]string{"": "amd64", "linux/amd64": "amd64", "linux/arm64": "arm64"} {
@@ -472,4 +490,57 @@ func TestListsAndLookupsOfManyImagesAreFast(t *testing.T) {
 		}
 	}
 	t.Logf("resolve %s", time.Since(begin)/1000)
+}
+
+func TestOnePlatformOfAnImageIsRemovedAndTheOthersStay(t *testing.T) {
+	l := library(t)
+	if err := l.Load(t.Context(), severalPlatforms(t, `{"_type":"statement"}`), true, nil, quiet); err != nil {
+		t.Fatal(err)
+	}
+	said, err := l.Attestations(t.Context(), "many:1", "", []string{"https://slsa.dev/provenance/v1"}, true)
+	if err != nil || len(said) != 1 || string(said[0].Statement) != `{"_type":"statement"}` {
+		t.Errorf("attestations %+v %v", said, err)
+	}
+	for _, none := range []struct{ platform, kind string }{{"linux/arm64", ""}, {"", "another"}} {
+		if said, err := l.Attestations(t.Context(), "many:1", none.platform, strings.Fields(none.kind), false); err != nil || len(said) != 0 {
+			t.Errorf("attestations for %v: %+v %v", none, said, err)
+		}
+	}
+	if _, err := l.Remove(t.Context(), "many:1", false, true, []string{"linux/s390x"}); err == nil {
+		t.Error("a platform that is not there was removed")
+	}
+	gone, err := l.Remove(t.Context(), "many:1", false, true, []string{"linux/arm64"})
+	if err != nil || len(gone) != 1 || gone[0].Deleted == "" {
+		t.Fatal(gone, err)
+	}
+	if _, err := l.Resolve(t.Context(), "many:1", "linux/arm64"); err == nil {
+		t.Error("arm64 is still there")
+	}
+	info, err := l.Resolve(t.Context(), "many:1", "linux/amd64")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := content(t, l, info.ID, "arch"); got != "amd64" {
+		t.Errorf("of amd64 is left %q", got)
+	}
+	i, err := l.Get(t.Context(), "many:1", "", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	available := 0
+	for _, m := range i.Manifests {
+		if m.Available && m.Kind == "image" {
+			available++
+		}
+	}
+	if available != 1 {
+		t.Errorf("manifests %+v", i.Manifests)
+	}
+	// With the last platform the image goes.
+	if _, err := l.Remove(t.Context(), "many:1", false, true, []string{"linux/amd64"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Resolve(t.Context(), "many:1", ""); err == nil {
+		t.Error("the image is still there")
+	}
 }

@@ -131,7 +131,7 @@ func (l *Library) Distribution(ctx context.Context, ref string, a *image.Auth) (
 }
 
 func (l *Library) distribution(ctx context.Context, named reference.Named, a *image.Auth) (image.DistributionInfo, error) {
-	resolver := l.reg.resolver(ctx, a, nil)
+	resolver := l.reg.Load().resolver(ctx, a, nil)
 	_, d, err := resolver.Resolve(ctx, named.String())
 	if err != nil {
 		return image.DistributionInfo{}, err
@@ -204,17 +204,17 @@ func (l *Library) Login(ctx context.Context, a image.Auth) (status, identityToke
 	if strings.ContainsAny(domain, " @?#") {
 		return "", "", fault.Invalidf("invalid registry address %q", a.ServerAddress)
 	}
-	h, err := l.reg.endpoint(ctx, domain, "https", registryHost(domain), &a)
+	h, err := l.reg.Load().endpoint(ctx, domain, "https", registryHost(domain), &a)
 	if err != nil {
 		return "", "", err
 	}
-	t, err := l.reg.transport(h.Host, l.reg.insecure(ctx, domain))
+	t, err := l.reg.Load().transport(h.Host, l.reg.Load().insecure(ctx, domain))
 	if err != nil {
 		return "", "", err
 	}
-	h.Authorizer = l.reg.authorizer(t, h.Host, l.reg.insecure(ctx, domain), &a, func(_ context.Context, token string, _ *http.Request) { identityToken = token })
+	h.Authorizer = l.reg.Load().authorizer(t, h.Host, l.reg.Load().insecure(ctx, domain), &a, func(_ context.Context, token string, _ *http.Request) { identityToken = token })
 	address := h.Scheme + "://" + h.Host + h.Path + "/"
-	resp, err := l.reg.get(ctx, h, address)
+	resp, err := l.reg.Load().get(ctx, h, address)
 	refused := func() (string, string, error) {
 		return "", "", &fault.Error{Class: fault.ErrUnauthenticated, Msg: fmt.Sprintf("Get %q: unauthorized: incorrect username or password", address)}
 	}
@@ -268,11 +268,11 @@ func (l *Library) Search(ctx context.Context, term string, limit int, f filter.A
 	if domain == hubDomain {
 		domain = hubIndex
 	}
-	h, err := l.reg.endpoint(ctx, domain, "https", domain, a)
+	h, err := l.reg.Load().endpoint(ctx, domain, "https", domain, a)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := l.reg.get(ctx, h, h.Scheme+"://"+h.Host+"/v1/search?"+url.Values{"q": {term}, "n": {fmt.Sprint(limit)}}.Encode())
+	resp, err := l.reg.Load().get(ctx, h, h.Scheme+"://"+h.Host+"/v1/search?"+url.Values{"q": {term}, "n": {fmt.Sprint(limit)}}.Encode())
 	if err != nil {
 		return nil, err
 	}

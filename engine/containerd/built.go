@@ -89,6 +89,6 @@ func (l *Library) adopt(ctx context.Context, t *target, layers map[string]string
 // Hosts tells how registries are reached, without credentials.
 func (l *Library) Hosts() docker.RegistryHosts {
 	return func(domain string) ([]docker.RegistryHost, error) {
-		return l.reg.places(context.Background(), domain, nil)
+		return l.reg.Load().places(context.Background(), domain, nil)
 	}
 }

@@ -79,7 +79,7 @@ func (l *Library) single(names []string) bool {
 // its id.
 func (l *Library) Remove(ctx context.Context, ref string, force, _ bool, platforms []string) ([]image.RemoveResult, error) {
 	if len(platforms) > 0 {
-		return nil, fault.Unsupportedf("removing single platforms of an image is not supported")
+		return l.removePlatforms(ctx, ref, force, platforms)
 	}
 	name, t, err := l.find(ref)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	client "github.com/containerd/containerd/v2/client"
@@ -19,7 +20,6 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/event"
@@ -62,9 +62,8 @@ type Library struct {
 
 	changing sync.Mutex // one change of names at a time
 
-	reg       *registries
-	downloads *semaphore.Weighted
-	working   locks // what is being fetched or unpacked
+	reg     atomic.Pointer[registries]
+	working locks // what is being fetched or unpacked
 
 	stop    context.CancelFunc
 	watcher chan struct{} // closed when watch has ended
@@ -116,9 +115,6 @@ func NewLibrary(ctx context.Context, o LibraryOptions) (*Library, error) {
 	if o.Snapshotter == "" {
 		o.Snapshotter = "overlayfs"
 	}
-	if o.Registry.Downloads <= 0 {
-		o.Registry.Downloads = defaultDownloads
-	}
 	reg, err := newRegistries(o.Registry)
 	if err != nil {
 		return nil, err
@@ -126,8 +122,9 @@ func NewLibrary(ctx context.Context, o LibraryOptions) (*Library, error) {
 	l := &Library{
 		o: o, c: o.Engine.client, sn: o.Snapshotter, users: func(string) []User { return nil },
 		names: map[string]*entry{}, targets: map[digest.Digest]*target{}, ids: map[string][]string{}, variants: map[string]*target{},
-		reg: reg, downloads: semaphore.NewWeighted(int64(o.Registry.Downloads)), watcher: make(chan struct{}),
+		watcher: make(chan struct{}),
 	}
+	l.reg.Store(reg)
 	list, err := l.c.ImageService().List(in(ctx))
 	if err != nil {
 		return nil, err
@@ -175,6 +172,16 @@ func (l *Library) watch(ctx context.Context) {
 	}
 }
 
+// SetRegistries changes how registries are reached; what is being fetched goes
+// on as it began.
+func (l *Library) SetRegistries(o RegistryOptions) error {
+	reg, err := newRegistries(o)
+	if err == nil {
+		l.reg.Store(reg)
+	}
+	return err
+}
+
 // SetUsers tells the library who asks which containers use an image.
 func (l *Library) SetUsers(users func(imageID string) []User) { l.users = users }
 
@@ -212,10 +219,15 @@ func (l *Library) keep(ctx context.Context, i images.Image) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.drop(i.Name)
-	l.names[i.Name], l.targets[i.Target.Digest] = newEntry(i), t
+	l.put(newEntry(i), t)
+}
+
+// put notes what a new name points at. l.mu is held.
+func (l *Library) put(e *entry, t *target) {
+	l.names[e.Name], l.targets[e.Target.Digest] = e, t
 	list := l.ids[t.id]
-	at, _ := slices.BinarySearch(list, i.Name)
-	l.ids[t.id] = slices.Insert(slices.Clone(list), at, i.Name)
+	at, _ := slices.BinarySearch(list, e.Name)
+	l.ids[t.id] = slices.Insert(slices.Clone(list), at, e.Name)
 	for _, v := range t.others {
 		l.variants[v.id] = v
 	}

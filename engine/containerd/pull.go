@@ -49,7 +49,7 @@ func (l *Library) Pull(ctx context.Context, ref string, o image.PullOptions, rep
 	if !o.All || !reference.IsNameOnly(named) {
 		return l.pullOne(in(ctx), reference.TagNameOnly(named), o, report)
 	}
-	tags, err := l.reg.tags(ctx, named, o.Auth)
+	tags, err := l.reg.Load().tags(ctx, named, o.Auth)
 	if err != nil {
 		return remoteError(named, err)
 	}
@@ -72,7 +72,7 @@ func (l *Library) pullOne(ctx context.Context, named reference.Named, o image.Pu
 		}
 	}
 	name := named.String()
-	resolver := l.reg.resolver(ctx, o.Auth, nil)
+	resolver := l.reg.Load().resolver(ctx, o.Auth, nil)
 	_, top, err := resolver.Resolve(ctx, name)
 	if err != nil {
 		return remoteError(named, err)

@@ -270,7 +270,7 @@ func (p *push) blob(ctx context.Context, d ocispec.Descriptor, t *meter) error {
 func (p *push) send(ctx context.Context, d ocispec.Descriptor, ref string, t *meter) error {
 	// A tracker of its own: what one attempt believes must not bind the next.
 	tracker := docker.NewInMemoryTracker()
-	pusher, err := p.l.reg.resolver(ctx, p.auth, tracker).Pusher(ctx, ref)
+	pusher, err := p.l.reg.Load().resolver(ctx, p.auth, tracker).Pusher(ctx, ref)
 	if err != nil {
 		return err
 	}

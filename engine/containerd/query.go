@@ -4,7 +4,6 @@ import (
 	"context"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -120,7 +119,7 @@ func (l *Library) List(_ context.Context, o image.ListOptions) ([]image.Image, e
 	if err != nil {
 		return nil, err
 	}
-	until, err := untilOf(o.Filters["until"])
+	until, err := o.Filters.Until("until")
 	if err != nil {
 		return nil, err
 	}
@@ -128,6 +127,15 @@ func (l *Library) List(_ context.Context, o image.ListOptions) ([]image.Image, e
 		if _, err := path.Match(p, ""); err != nil {
 			return nil, fault.Invalidf("invalid filter 'reference=%s': %w", p, err)
 		}
+	}
+	l.mu.RLock()
+	users := make(map[string]int, len(l.ids))
+	for id := range l.ids {
+		users[id] = 0
+	}
+	l.mu.RUnlock()
+	for id := range users { // without mu: the answer may take other locks
+		users[id] = len(l.users(id))
 	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -149,6 +157,7 @@ func (l *Library) List(_ context.Context, o image.ListOptions) ([]image.Image, e
 			continue
 		}
 		i := l.describe(t)
+		i.Containers = users[t.id]
 		switch {
 		case given && dangling && len(i.RepoTags) > 0, given && !dangling && len(i.RepoTags) == 0 && len(i.RepoDigests) == 0:
 			continue
@@ -196,28 +205,6 @@ func matches(pattern, ref string) bool {
 	whole, _ := path.Match(pattern, ref)
 	short, _ := path.Match(pattern, name)
 	return whole || short
-}
-
-func untilOf(values []string) (time.Time, error) {
-	if len(values) == 0 {
-		return time.Time{}, nil
-	}
-	if len(values) > 1 {
-		return time.Time{}, fault.Invalidf("more than one until filter specified")
-	}
-	v := values[0]
-	if d, err := time.ParseDuration(v); err == nil {
-		return time.Now().Add(-d), nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", "2006-01-02"} {
-		if t, err := time.ParseInLocation(layout, v, time.Local); err == nil {
-			return t, nil
-		}
-	}
-	if seconds, err := strconv.ParseFloat(v, 64); err == nil && seconds > -1e11 && seconds < 1e11 {
-		return time.Unix(0, 0).Add(time.Duration(seconds*1e3) * time.Millisecond), nil
-	}
-	return time.Time{}, fault.Invalidf("invalid value for until: %q", v)
 }
 
 // Get describes one image, of a platform where one is asked for.
@@ -287,10 +274,6 @@ func (l *Library) Usage(ctx context.Context) (image.Usage, error) {
 		return image.Usage{}, err
 	}
 	out := image.Usage{Images: list}
-	users := map[string]int{}
-	for _, i := range list {
-		users[i.ID] = len(l.users(i.ID))
-	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	sizes, used := map[digest.Digest]int64{}, map[digest.Digest]bool{}
@@ -303,7 +286,6 @@ func (l *Library) Usage(ctx context.Context) (image.Usage, error) {
 	all := l.all()
 	for n := range list {
 		i := &out.Images[n]
-		i.Containers = users[i.ID]
 		t := all[i.ID]
 		if t == nil {
 			continue // removed meanwhile

@@ -24,6 +24,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"golang.org/x/net/publicsuffix"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/berth-project/berth/core/image"
 	"github.com/berth-project/berth/lib/fault"
@@ -53,14 +54,20 @@ type registries struct {
 	hosts    []string
 	networks []netip.Prefix
 	certs    []string
+	// downloads bounds the layers that are fetched at a time.
+	downloads *semaphore.Weighted
 
 	mu         sync.Mutex
 	transports map[string]http.RoundTripper
 }
 
 func newRegistries(o RegistryOptions) (*registries, error) {
+	if o.Downloads <= 0 {
+		o.Downloads = defaultDownloads
+	}
 	r := &registries{
-		mirrors: map[string][]*url.URL{}, certs: o.CertDirs, transports: map[string]http.RoundTripper{},
+		downloads: semaphore.NewWeighted(int64(o.Downloads)),
+		mirrors:   map[string][]*url.URL{}, certs: o.CertDirs, transports: map[string]http.RoundTripper{},
 		networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")},
 	}
 	for _, text := range o.Mirrors {

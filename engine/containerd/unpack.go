@@ -35,7 +35,7 @@ func (l *Library) unpackManifest(ctx context.Context, d ocispec.Descriptor, fetc
 	u, err := unpack.NewUnpacker(ctx, cs, unpack.WithUnpackPlatform(unpack.Platform{
 		Platform: platforms.All, SnapshotterKey: l.sn, Snapshotter: watched{l.c.SnapshotService(l.sn), report.complete},
 		Applier: l.o.Engine.applier, ApplyOpts: opts,
-	}), unpack.WithLimiter(l.downloads), unpack.WithDuplicationSuppressor(&l.working), unpack.WithFetchAllContent())
+	}), unpack.WithLimiter(l.reg.Load().downloads), unpack.WithDuplicationSuppressor(&l.working), unpack.WithFetchAllContent())
 	if err != nil {
 		return err
 	}

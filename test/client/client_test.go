@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -182,6 +183,34 @@ func TestComposeBringsUpScalesShowsAndTakesDown(t *testing.T) {
 		t.Fatal(logs)
 	}
 	compose("restart", "-t", "1", "redis")
+	// A changed file makes new containers; docker-compose asks the image for its volumes then.
+	changed := strings.Replace(composeFile, "echo counted >", "echo changed >", 1)
+	if err := os.WriteFile(filepath.Join(dir, "docker-compose.yml"), []byte(changed), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	compose("up", "-d", "-t", "1", "--scale", "worker=3")
+	address = strings.TrimSpace(compose("port", "web", "80"))
+	if err := kit.Until(limit, func() error {
+		r, err := http.Get("http://" + address)
+		if err != nil {
+			return err
+		}
+		page, err := io.ReadAll(r.Body)
+		if err := errors.Join(err, r.Body.Close()); err != nil {
+			return err
+		}
+		if strings.TrimSpace(string(page)) != "changed" {
+			return fmt.Errorf("the page says %q", page)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if top := compose("top", "redis"); !strings.Contains(top, "redis-server") {
+		t.Fatal(top)
+	}
+	compose("pause", "web")
+	compose("unpause", "web")
 	compose("down", "-v", "-t", "1")
 	left, err := e.Docker(ctx, "ps", "-aq")
 	if err != nil || left != "" {

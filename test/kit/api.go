@@ -16,6 +16,9 @@ import (
 // the peer and Berth speak.
 const Version = "v1.41"
 
+// Patience is how long a test waits for one answer on a busy machine.
+const Patience = time.Minute
+
 // API is a small client of the Docker API over a unix socket.
 type API struct{ http *http.Client }
 

@@ -31,20 +31,27 @@ type Engine struct {
 	API    *API
 	IsPeer bool
 
-	base Census // what was there when the engine first answered
-	args []string
-	cmd  *exec.Cmd
-	done chan error
-	log  *os.File
+	base  Census // what was there when the engine first answered
+	args  []string
+	files []*os.File
+	cmd   *exec.Cmd
+	done  chan error
+	log   *os.File
 }
 
 // Start starts an engine in a folder of its own: berthd, or the peer.
 func Start(ctx context.Context, name string, peer bool, extra ...string) (*Engine, error) {
+	return StartWith(ctx, name, peer, nil, extra...)
+}
+
+// StartWith also hands open files to the daemon, as socket activation does:
+// its descriptors 3, 4, …
+func StartWith(ctx context.Context, name string, peer bool, files []*os.File, extra ...string) (*Engine, error) {
 	dir := filepath.Join(Root(), name)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "api.sock"), IsPeer: peer}
+	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "api.sock"), IsPeer: peer, files: files}
 	e.API = NewAPI(e.Socket)
 	program, err := program(peer)
 	if err != nil {
@@ -131,6 +138,7 @@ func program(peer bool) (string, error) {
 func (e *Engine) Restart(ctx context.Context) error {
 	e.cmd = exec.Command(e.args[0], e.args[1:]...)
 	e.cmd.Stdout, e.cmd.Stderr = e.log, e.log
+	e.cmd.ExtraFiles = e.files
 	// No terminal signal may reach the daemon before the tests end it.
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := e.cmd.Start(); err != nil {
