@@ -32,7 +32,7 @@ func (t *tool) commitCommand() *cobra.Command {
 			if len(args) > 1 {
 				o.Reference = args[1]
 			}
-			id := "Container " + nameOf(c)
+			id := nameOf(c)
 			t.screen.begin("commit")
 			t.screen.on(event{id: id, text: "Committing"})
 			result := client.ContainerCommitResult{}
@@ -42,7 +42,7 @@ func (t *tool) commitCommand() *cobra.Command {
 			if err != nil {
 				t.screen.on(event{id: id, state: failed, text: "Error", details: err.Error()})
 			} else {
-				t.screen.on(event{id: id, state: done, text: "Committed", details: "as " + result.ID})
+				t.screen.on(event{id: id, state: done, text: "Committed as " + result.ID})
 			}
 			t.screen.end(err == nil)
 			return err

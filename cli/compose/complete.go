@@ -11,7 +11,7 @@ import (
 // that can be read, those of the project's containers.
 func (t *tool) completeServices(cmd *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 	var names []string
-	if a, err := t.load(cmd.Context(), nil); err == nil {
+	if a, err := t.look(cmd.Context(), nil); err == nil {
 		names = append(a.Project.ServiceNames(), a.Project.DisabledServiceNames()...)
 	} else if project, err := t.projectName(cmd.Context()); err == nil {
 		found, err := t.containers(cmd.Context(), project, selection{stopped: true})
@@ -40,7 +40,7 @@ func (t *tool) completeFlags(c *cobra.Command) {
 			return beginning(names, toComplete), cobra.ShellCompDirectiveNoFileComp
 		},
 		"profile": func(cmd *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
-			a, err := t.load(cmd.Context(), nil)
+			a, err := t.look(cmd.Context(), nil)
 			if err != nil {
 				return nil, cobra.ShellCompDirectiveNoFileComp
 			}

@@ -32,7 +32,7 @@ func (t *tool) exportCommand() *cobra.Command {
 			if output == "" && t.docker.Out().IsTerminal() {
 				return errors.New("output option is required when exporting to terminal: " + say("use -o FILE or redirect", "use -o FICHERO o redirija la salida"))
 			}
-			id := "Container " + nameOf(c)
+			id := nameOf(c)
 			t.screen.begin("export")
 			t.screen.on(event{id: id, text: "Exporting"})
 			if !t.dryRun {

@@ -53,7 +53,9 @@ func (t *tool) imagesCommand() *cobra.Command {
 				}
 				return nil
 			case format == "json":
-				return writeJSON(out, append([]imageRow{}, rows...))
+				err := writeJSON(out, append([]imageRow{}, rows...))
+				fmt.Fprintln(out) // as docker compose ends it
+				return err
 			case format == "" || format == "table" || format == "pretty":
 				var list [][]string
 				for _, r := range rows {

@@ -32,7 +32,7 @@ func (t *tool) projectOrName(ctx context.Context, services []string) (*app.App, 
 	if t.name != "" && len(t.files) == 0 {
 		return nil, t.name, nil
 	}
-	a, err := t.load(ctx, services)
+	a, err := t.look(ctx, services)
 	if err != nil {
 		if name := os.Getenv("COMPOSE_PROJECT_NAME"); name != "" && !isUnknownService(err) {
 			return nil, name, nil
@@ -50,7 +50,7 @@ func (t *tool) projectName(ctx context.Context) (string, error) {
 	if name := os.Getenv("COMPOSE_PROJECT_NAME"); name != "" {
 		return name, nil
 	}
-	a, err := t.load(ctx, nil)
+	a, err := t.look(ctx, nil)
 	if err != nil {
 		return "", err
 	}

@@ -1,19 +1,22 @@
 package compose
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/containerd/errdefs"
 	dockercli "github.com/docker/cli/cli"
+	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth/cli/remote"
@@ -143,7 +146,7 @@ func (t *tool) up(ctx context.Context, cmd *cobra.Command, o *upOptions, service
 	if err != nil {
 		return err
 	}
-	u := &session{t: t, o: o, document: d, services: services, attach: to, p: newPrinter(t.docker.Out(), t.color && !o.noColor, !o.noPrefix, o.timestamps)}
+	u := &session{t: t, o: o, document: d, services: services, attach: to, there: map[string]tracked{}, p: newPrinter(t.docker.Out(), t.color && !o.noColor, !o.noPrefix, o.timestamps)}
 	return u.run(ctx, app.ApplyRequest{Document: d, Policy: p, Auth: t.auths(a)})
 }
 
@@ -187,7 +190,9 @@ type session struct {
 	p        *printer
 
 	mu       sync.Mutex
-	telling  bool // "Attaching to" was said: progress makes way for output
+	there    map[string]tracked // containers that were there before, by name
+	shown    []string           // short names of those whose output is shown
+	telling  bool               // "Attaching to" was said: progress makes way for output
 	stopping bool
 	code     int
 	coded    bool // code is that of --exit-code-from
@@ -232,7 +237,7 @@ func (u *session) run(ctx context.Context, r app.ApplyRequest) error {
 		case <-u.aborted:
 			u.aborted = nil
 			stopApplying()
-			go u.end(life, "stop")
+			go u.stop(life)
 		case <-interrupted: // by the signal that is coming here too, or by docker, whose plugin this is
 			interrupted = nil
 			select {
@@ -284,10 +289,10 @@ func (u *session) monitor(ctx context.Context) (*monitor, *streams) {
 	m.forever = true
 	isShown := func(c tracked) bool { return slices.Contains(u.attach, c.service) }
 	m.listed = func(list []tracked) {
+		u.mu.Lock()
+		defer u.mu.Unlock()
 		for _, c := range list {
-			if isShown(c) {
-				u.p.register(c.short)
-			}
+			u.there[c.name] = c
 		}
 	}
 	m.started = func(c tracked, since string) {
@@ -310,6 +315,9 @@ func (u *session) monitor(ctx context.Context) (*monitor, *streams) {
 // told in any case.
 func (u *session) show(p app.Progress) {
 	u.mu.Lock()
+	if p.Plan != nil {
+		u.plan(*p.Plan)
+	}
 	telling := u.telling
 	u.mu.Unlock()
 	if !telling {
@@ -331,8 +339,30 @@ func (u *session) tell(ok bool) {
 	u.telling = true
 	u.t.screen.end(ok)
 	if ok && u.t.mode != "quiet" {
-		fmt.Fprintln(u.t.docker.Err(), say("Attaching to ", "Conectando a ")+strings.Join(u.attach, ", "))
+		fmt.Fprintln(u.t.docker.Out(), say("Attaching to ", "Conectando a ")+strings.Join(u.shown, ", "))
 	}
+}
+
+// plan learns which containers there will be; mu is held.
+func (u *session) plan(p app.Plan) {
+	add := func(name, service string, number int) {
+		short := shortNameOf(name, map[string]string{labelProject: u.document.Name, labelService: service, labelNumber: strconv.Itoa(number)})
+		if slices.Contains(u.attach, service) && !slices.Contains(u.shown, short) {
+			u.shown = append(u.shown, short)
+		}
+	}
+	for _, name := range p.Kept {
+		if c, ok := u.there[name]; ok && slices.Contains(u.attach, c.service) && !slices.Contains(u.shown, c.short) {
+			u.shown = append(u.shown, c.short)
+		}
+	}
+	for _, s := range p.Steps {
+		if s.Kind == app.KindContainer && (s.Action == app.Create || s.Action == app.Start) {
+			add(cmp.Or(s.Final, s.Name), s.Service, s.Number)
+		}
+	}
+	slices.Sort(u.shown)
+	u.p.register(u.shown...)
 }
 
 func (u *session) isStopping() bool {
@@ -371,29 +401,44 @@ func (u *session) interrupt(ctx context.Context, stopApplying func(), m *monitor
 	u.mu.Unlock()
 	if first {
 		fmt.Fprintln(u.t.docker.Err(), say("Gracefully Stopping... press Ctrl+C again to force", "Deteniendo... pulse Ctrl+C otra vez para forzar"))
-		go u.end(ctx, "stop")
+		go u.stop(ctx)
 		return
 	}
-	go u.end(ctx, "kill")
+	go u.kill(ctx)
 }
 
-// end stops or kills what the session started.
-func (u *session) end(ctx context.Context, verb string) {
+// kill does not stand in the queue of operations behind the stop that takes too long.
+func (u *session) kill(ctx context.Context) {
+	found, err := u.t.containers(ctx, u.document.Name, selection{services: u.services})
+	if err == nil {
+		err = each(ctx, u.t.limit(), found, func(ctx context.Context, _ int, c summary) error {
+			_, err := u.t.docker.Client().ContainerKill(ctx, c.ID, client.ContainerKillOptions{Signal: "SIGKILL"})
+			if errdefs.IsConflict(err) || errdefs.IsNotFound(err) { // it has ended meanwhile
+				return nil
+			}
+			return err
+		})
+	}
+	if err != nil && ctx.Err() == nil {
+		fmt.Fprintln(u.t.docker.Err(), "kill:", err)
+	}
+}
+
+// stop stops what the session started.
+func (u *session) stop(ctx context.Context) {
 	r := app.ActRequest{Document: &u.document, Services: u.services}
-	if verb == "kill" {
-		r.Signal = "SIGKILL"
-	} else if u.o.timeout > 0 {
+	if u.o.timeout > 0 {
 		r.Timeout = &u.o.timeout
 	}
 	_, err := u.t.operate(ctx, func(ctx context.Context, w remote.Watch) (app.Result, error) {
-		return u.t.remote().Act(ctx, u.document.Name, verb, r, w)
+		return u.t.remote().Act(ctx, u.document.Name, "stop", r, w)
 	}, func(p app.Progress) {
 		if e, ok := eventOf(p); ok && (e.state != working || u.t.mode == "plain") {
 			u.t.screen.on(e)
 		}
 	})
-	if err != nil && ctx.Err() == nil && !errors.Is(err, io.EOF) {
-		fmt.Fprintln(u.t.docker.Err(), verb+":", err)
+	if err != nil && ctx.Err() == nil {
+		fmt.Fprintln(u.t.docker.Err(), "stop:", err)
 	}
 }
 

@@ -40,10 +40,8 @@ func (t *tool) waitCommand() *cobra.Command {
 // waitFor gives the exit code of the container that ended last, or, when the
 // project is to go down with the first, of that one.
 func (t *tool) waitFor(ctx context.Context, project string, services []string, down bool) (int, error) {
-	found, err := t.containers(ctx, project, selection{services: services, oneOff: true})
-	if err == nil && len(found) == 0 { // ended already: the wait is over at once
-		found, err = t.containers(ctx, project, selection{services: services, oneOff: true, stopped: true})
-	}
+	// One that ended already has been waited for: its code counts.
+	found, err := t.containers(ctx, project, selection{services: services, stopped: true})
 	if err != nil {
 		return 0, err
 	}
