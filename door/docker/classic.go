@@ -3,6 +3,7 @@ package docker
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/berth-project/berth/core/build"
@@ -24,6 +25,7 @@ type classic struct {
 type line struct {
 	text    string
 	step    bool // it is a step of the builder
+	stage   string
 	begun   bool // its head was written
 	output  []string
 	done    bool
@@ -44,6 +46,7 @@ func (c *classic) tell(p build.Progress) {
 		l := &line{text: i.Text, step: i.Step != "", done: i.Step == ""}
 		c.lines, c.known = append(c.lines, l), true
 		if l.step {
+			l.stage = i.Step[:strings.LastIndex(i.Step, " ")+1]
 			c.plan[i.Step] = l
 		}
 	}
@@ -95,12 +98,11 @@ func (c *classic) line(s build.Step) *line {
 func (c *classic) write(last bool) {
 	for c.next < len(c.lines) {
 		l := c.lines[c.next]
-		if l.step && l.id == "" && !last {
-			return // not begun, and others of its stage may be
-		}
 		if l.step && l.id == "" {
-			c.next++
-			continue
+			if !last && !c.passed(l) {
+				return // not begun
+			}
+			l.done, l.cached = true, true // another build has done it
 		}
 		if !l.begun {
 			l.begun = true
@@ -121,6 +123,11 @@ func (c *classic) write(last bool) {
 		}
 		c.next++
 	}
+}
+
+// passed tells whether a later step of the same stage has begun.
+func (c *classic) passed(l *line) bool {
+	return slices.ContainsFunc(c.lines[c.next+1:], func(o *line) bool { return o.step && o.stage == l.stage && o.id != "" })
 }
 
 // finish tells what is left. After a failure nothing follows the step that failed.
