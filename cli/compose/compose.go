@@ -94,7 +94,7 @@ func New(docker command.Cli) *cobra.Command {
 		t.imagesCommand(), t.killCommand(), t.listCommand(), t.logsCommand(), t.pauseCommand(), t.unpauseCommand(), t.portCommand(),
 		t.psCommand(), t.removeCommand(), t.statsCommand(), t.topCommand(), t.versionCommand(), t.volumesCommand(), t.waitCommand(),
 		t.upCommand(), t.createCommand(), t.downCommand(), t.startCommand(), t.stopCommand(), t.restartCommand(), t.scaleCommand(),
-		t.configCommand(), t.runCommand(), t.pullCommand(), t.pushCommand(), t.watchCommand(), t.publishCommand(), t.planCommand(), t.historyCommand(), t.rollbackCommand(),
+		t.configCommand(), t.buildCommand(), t.runCommand(), t.pullCommand(), t.pushCommand(), t.watchCommand(), t.publishCommand(), t.planCommand(), t.historyCommand(), t.rollbackCommand(),
 	)
 	f := c.Flags()
 	f.SetInterspersed(false)

@@ -1,0 +1,235 @@
+package compose
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/docker/cli/cli/command/commands"
+	cliopts "github.com/docker/cli/opts"
+	"github.com/spf13/cobra"
+
+	"github.com/berth-project/berth/core/app"
+)
+
+type buildOptions struct {
+	push, quiet, pull, noCache, deps, print, check bool
+	args                                           []string
+	ssh, builder, provenance, sbom                 string
+	memory                                         cliopts.MemBytes
+}
+
+func (t *tool) buildCommand() *cobra.Command {
+	var o buildOptions
+	cmd := &cobra.Command{
+		Use:   "build [OPTIONS] [SERVICE...]",
+		Short: say("Build or rebuild services", "Construye las imágenes de los servicios"),
+		Example: `  berth compose build
+  berth compose build --no-cache --build-arg VERSION=2 web`,
+		RunE:              t.run(func(ctx context.Context, args []string) error { return t.build(ctx, o, args) }),
+		ValidArgsFunction: t.completeServices,
+	}
+	f := cmd.Flags()
+	f.BoolVar(&o.push, "push", false, "Push service images")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "Suppress the build output")
+	f.BoolVar(&o.pull, "pull", false, "Always attempt to pull a newer version of the image")
+	f.StringArrayVar(&o.args, "build-arg", nil, "Set build-time variables for services")
+	f.StringVar(&o.ssh, "ssh", "", "Set SSH authentications used when building service images. (use 'default' for using your default SSH Agent)")
+	f.StringVar(&o.builder, "builder", "", "Set builder to use")
+	f.BoolVar(&o.deps, "with-dependencies", false, "Also build dependencies (transitively)")
+	f.StringVar(&o.provenance, "provenance", "", "Add a provenance attestation")
+	f.StringVar(&o.sbom, "sbom", "", "Add a SBOM attestation")
+	f.BoolVar(&o.noCache, "no-cache", false, "Do not use cache when building the image")
+	f.VarP(&o.memory, "memory", "m", "Set memory limit for the build container. Not supported by BuildKit.")
+	f.BoolVar(&o.print, "print", false, "Print equivalent bake file")
+	f.BoolVar(&o.check, "check", false, "Check build configuration")
+	for _, old := range []string{"parallel", "compress", "force-rm", "no-rm"} {
+		f.Bool(old, true, "DEPRECATED")
+		hide(f, old)
+	}
+	return cmd
+}
+
+func (t *tool) build(ctx context.Context, o buildOptions, services []string) error {
+	for flag, given := range map[string]bool{
+		"--ssh": o.ssh != "", "--provenance": o.provenance != "", "--sbom": o.sbom != "", "--print": o.print, "--check": o.check,
+		"--builder": o.builder != "" && o.builder != "default", "--memory": o.memory != 0,
+	} {
+		if given {
+			return fmt.Errorf("%s is not supported by compose build: use docker buildx bake -f %s", flag, "compose.yaml")
+		}
+	}
+	var chosen []string
+	if o.deps {
+		chosen = services
+	}
+	a, err := t.load(ctx, chosen)
+	if err != nil {
+		return err
+	}
+	if err := known(a, services); err != nil {
+		return err
+	}
+	order, err := buildOrder(a, services, o.deps)
+	if err != nil {
+		return err
+	}
+	if len(order) == 0 {
+		t.warn("%s", say("No services to build", "No hay servicios que construir"))
+		return nil
+	}
+	for _, name := range order {
+		if err := t.buildOne(ctx, o, a.Project, a.Project.Services[name]); err != nil {
+			return fmt.Errorf("build %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// buildOrder gives the services to build, those that others are made from first.
+func buildOrder(a *app.App, services []string, deps bool) ([]string, error) {
+	var order []string
+	begun := map[string]bool{}
+	var visit func(string) error
+	visit = func(name string) error {
+		s, ok := a.Project.Services[name]
+		if !ok || s.Build == nil || slices.Contains(order, name) {
+			return nil
+		}
+		if begun[name] {
+			return fmt.Errorf("services.%s.build.additional_contexts: it is made from itself", name)
+		}
+		begun[name] = true
+		for _, key := range slices.Sorted(maps.Keys(s.Build.AdditionalContexts)) {
+			if other, ok := strings.CutPrefix(s.Build.AdditionalContexts[key], types.ServicePrefix); ok {
+				if err := visit(other); err != nil {
+					return err
+				}
+			}
+		}
+		order = append(order, name)
+		return nil
+	}
+	names := services
+	if len(services) == 0 || deps {
+		names = a.Project.ServiceNames()
+	}
+	for _, name := range names {
+		if err := visit(name); err != nil {
+			return nil, err
+		}
+	}
+	return order, nil
+}
+
+// imageName is the name that a service's image gets.
+func (t *tool) imageName(p *types.Project, s types.ServiceConfig) string {
+	if s.Image != "" {
+		return s.Image
+	}
+	sep := "-"
+	if t.isCompatible(p) {
+		sep = "_"
+	}
+	return p.Name + sep + s.Name
+}
+
+// buildOne builds by the engine's builder, as `docker build` asks it to.
+func (t *tool) buildOne(ctx context.Context, o buildOptions, p *types.Project, s types.ServiceConfig) error {
+	b := s.Build
+	for key, given := range map[string]bool{
+		"additional_contexts": len(b.AdditionalContexts) > 0, "secrets": len(b.Secrets) > 0, "ssh": len(b.SSH) > 0, "cache_to": len(b.CacheTo) > 0,
+		"platforms": len(b.Platforms) > 1, "privileged": b.Privileged, "entitlements": len(b.Entitlements) > 0, "provenance": b.Provenance != "", "sbom": b.SBOM != "",
+	} {
+		if given {
+			return fmt.Errorf("build.%s is not supported by compose build: use docker buildx bake, or `berth compose up --build`", key)
+		}
+	}
+	image := t.imageName(p, s)
+	args := []string{"image", "build", "--tag", image}
+	add := func(flag string, values ...string) {
+		for _, v := range values {
+			args = append(args, flag, v)
+		}
+	}
+	add("--tag", b.Tags...)
+	add("--cache-from", b.CacheFrom...)
+	add("--platform", b.Platforms...)
+	add("--label", labelProject+"="+p.Name, labelService+"="+s.Name, "com.docker.compose.version="+strings.TrimPrefix(Version, "v"))
+	for _, k := range slices.Sorted(maps.Keys(b.Labels)) {
+		add("--label", k+"="+b.Labels[k])
+	}
+	for _, k := range slices.Sorted(maps.Keys(b.Args)) {
+		if v := b.Args[k]; v != nil {
+			add("--build-arg", k+"="+*v)
+		} else if v, ok := p.Environment[k]; ok {
+			add("--build-arg", k+"="+v)
+		}
+	}
+	add("--build-arg", o.args...)
+	for host, ips := range b.ExtraHosts {
+		for _, ip := range ips {
+			add("--add-host", host+":"+ip)
+		}
+	}
+	for flag, v := range map[string]string{"--target": b.Target, "--network": b.Network, "--isolation": b.Isolation} {
+		if v != "" {
+			add(flag, v)
+		}
+	}
+	if b.ShmSize > 0 {
+		add("--shm-size", strconv.FormatInt(int64(b.ShmSize), 10))
+	}
+	for flag, given := range map[string]bool{"--no-cache": o.noCache || b.NoCache, "--pull": o.pull || b.Pull, "--quiet": o.quiet || t.mode == "quiet"} {
+		if given {
+			args = append(args, flag)
+		}
+	}
+	if b.DockerfileInline != "" {
+		f, err := os.CreateTemp("", "berth-dockerfile-*")
+		if err != nil {
+			return err
+		}
+		defer os.Remove(f.Name())
+		_, err = f.WriteString(b.DockerfileInline)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		add("--file", f.Name())
+	} else if b.Dockerfile != "" {
+		file := b.Dockerfile
+		if !filepath.IsAbs(file) && !strings.Contains(b.Context, "://") {
+			file = filepath.Join(b.Context, file)
+		}
+		add("--file", file)
+	}
+	id := "Image " + image
+	t.screen.on(event{id: id, text: "Building"})
+	if !t.dryRun {
+		root := &cobra.Command{Use: "docker", SilenceErrors: true, SilenceUsage: true}
+		commands.AddCommands(root, t.docker)
+		root.SetArgs(append(args, "--", b.Context))
+		root.SetOut(t.docker.Out())
+		root.SetErr(t.docker.Err())
+		if err := root.ExecuteContext(ctx); err != nil {
+			t.screen.on(event{id: id, state: failed, text: "Error", details: err.Error()})
+			return err
+		}
+	}
+	t.screen.on(event{id: id, state: done, text: "Built"})
+	if !o.push {
+		return nil
+	}
+	if s.Image == "" {
+		t.screen.on(event{id: s.Name, state: warned, text: "Skipped: service has no image name"})
+		return nil
+	}
+	return t.push(ctx, image, false)
+}
