@@ -93,6 +93,7 @@ type daemon struct {
 	level *slog.LevelVar
 	stop  []func() error // undone last to first
 
+	cgroups    string // who makes the containers' cgroups
 	store      *store.Store
 	keeper     *keeper.Client
 	engine     *containerd.Engine
@@ -197,6 +198,9 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	c, log := d.c, d.log
 	facts := host.Look()
 	var err error
+	if d.cgroups, err = c.cgroupDriver(facts); err != nil {
+		return err
+	}
 	if d.store, err = store.Open(ctx, filepath.Join(c.DataRoot, "berth.db"), log); err != nil {
 		return err
 	}
@@ -266,7 +270,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if err != nil {
 		return err
 	}
-	runtime, err := task.New(task.Options{Shims: d.engine.Client(), Ended: ended, ShimPath: shimPath(), Runtimes: runtimes, Namespace: containerd.Namespace, Keeper: newKeeperPort(d.keeper), Dir: filepath.Join(c.ExecRoot, "task"), CgroupParent: c.cgroupParent(), InitPath: initPath(c.InitPath), SeccompProfile: profile, NoNewPrivileges: c.NoNewPrivileges, Logger: log})
+	runtime, err := task.New(task.Options{Shims: d.engine.Client(), Ended: ended, ShimPath: shimPath(), Runtimes: runtimes, Namespace: containerd.Namespace, Keeper: newKeeperPort(d.keeper, d.cgroups == driverSystemd), Systemd: d.cgroups == driverSystemd, ScopePrefix: c.cgroupName(), Dir: filepath.Join(c.ExecRoot, "task"), CgroupParent: c.cgroupParent(d.cgroups), InitPath: initPath(c.InitPath), SeccompProfile: profile, NoNewPrivileges: c.NoNewPrivileges, SELinux: d.selinux(facts), Logger: log})
 	if err != nil {
 		return err
 	}
@@ -275,7 +279,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if err != nil {
 		return err
 	}
-	defaults, err := d.defaults()
+	defaults, err := d.defaults(facts)
 	if err != nil {
 		return err
 	}
@@ -286,7 +290,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		Store: d.store, Runtime: runtime, RootFS: root, Files: inside, Output: pump, Networks: d.networks, Volumes: d.volumes, Images: d.images,
 		Committer: committer{d.images}, Events: d.events, Logger: log, Dir: filepath.Join(c.DataRoot, "containers"), Driver: driverName(snapshotter), Defaults: defaults,
 		Deferred: func(c container.Container) bool { return d.apps.Deferred(c) },
-		Host:     container.HostLimits{CPUs: facts.CPUs, Memory: facts.MemoryBytes, SwapLimit: facts.SwapLimit, Pids: facts.Controllers["pids"]},
+		Host:     hostLimits(facts, d.cgroups),
 	})
 	d.connect()
 	if d.apps, err = coreapp.New(ctx, coreapp.Options{Containers: d.containers, Networks: d.networks, Volumes: d.volumes, Images: d.images, Events: d.events, Store: d.store, Logger: log}); err != nil {
@@ -447,7 +451,7 @@ func driverName(snapshotter string) string {
 	return "vfs"
 }
 
-func (d *daemon) defaults() (container.Defaults, error) {
+func (d *daemon) defaults(f host.Facts) (container.Defaults, error) {
 	c := d.c
 	out := container.Defaults{Log: container.LogConfig{Driver: c.LogDriver, Options: c.LogOpts}, Init: c.Init, Runtime: c.Runtime}
 	if !d.runtime.Knows(c.Runtime) {
@@ -458,8 +462,19 @@ func (d *daemon) defaults() (container.Defaults, error) {
 		return out, fmt.Errorf("--default-shm-size: %w", err)
 	}
 	out.ShmSize = size
+	if out.CgroupnsMode, err = c.cgroupnsMode(f); err != nil {
+		return out, err
+	}
 	out.Ulimits, err = c.ulimits()
 	return out, err
+}
+
+// selinux tells whether containers are labelled: where it is asked for and the host can.
+func (d *daemon) selinux(f host.Facts) bool {
+	if d.c.SELinux && !f.SELinux {
+		d.log.Warn("SELinux is not enabled on this host: containers are not labelled")
+	}
+	return d.c.SELinux && f.SELinux
 }
 
 func seccompProfile(path string) (string, error) {

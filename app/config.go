@@ -70,6 +70,9 @@ type Config struct {
 	NoNewPrivileges bool              `json:"no-new-privileges"`
 	Seccomp         string            `json:"seccomp-profile"`
 	CgroupParent    string            `json:"cgroup-parent"`
+	SELinux         bool              `json:"selinux-enabled"`
+	CgroupnsMode    string            `json:"default-cgroupns-mode"`
+	ExecOpts        []string          `json:"exec-opts"`
 
 	Bridge       string   `json:"bridge"`
 	BIP          string   `json:"bip"`
@@ -96,10 +99,10 @@ type Config struct {
 
 // ignored flags of dockerd have no meaning here; they are accepted with a note.
 var ignored = []string{
-	"userland-proxy", "live-restore", "experimental", "selinux-enabled", "raw-logs", "rootless", "ip-forward", "ip6tables", "validate",
+	"userland-proxy", "live-restore", "experimental", "raw-logs", "rootless", "ip-forward", "ip6tables", "validate",
 	"containerd", "containerd-namespace", "containerd-plugins-namespace", "userland-proxy-path", "oom-score-adjust", "max-concurrent-uploads",
-	"max-download-attempts", "metrics-addr", "network-control-plane-mtu", "cpu-rt-period", "cpu-rt-runtime", "default-cgroupns-mode", "default-ipc-mode",
-	"http-proxy", "https-proxy", "no-proxy", "swarm-default-advertise-addr", "authorization-plugin", "cluster-store", "exec-opt",
+	"max-download-attempts", "metrics-addr", "network-control-plane-mtu", "cpu-rt-period", "cpu-rt-runtime", "default-ipc-mode",
+	"http-proxy", "https-proxy", "no-proxy", "swarm-default-advertise-addr", "authorization-plugin", "cluster-store",
 	"feature", "node-generic-resource", "storage-opt", "default-gateway", "default-gateway-v6", "firewall-backend", "allow-nondistributable-artifacts",
 	"shutdown-timeout", "default-network-opt", "cdi-spec-dir", "bridge-accept-fwmark", "userns-remap",
 }
@@ -143,7 +146,10 @@ func parse(args []string) (c Config, notes []string, err error) {
 	f.StringArrayVar(&c.Ulimits, "default-ulimit", nil, "Default limit of processes, name=soft[:hard]")
 	f.BoolVar(&c.NoNewPrivileges, "no-new-privileges", false, "Set no-new-privileges by default")
 	f.StringVar(&c.Seccomp, "seccomp-profile", "", "Path of the default seccomp profile, or unconfined")
-	f.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers")
+	f.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers; a slice with the systemd driver")
+	f.BoolVar(&c.SELinux, "selinux-enabled", false, "Label containers and their files for SELinux")
+	f.StringVar(&c.CgroupnsMode, "default-cgroupns-mode", "", "Default cgroup namespace of containers: private or host (default private on cgroup v2, host on v1)")
+	f.StringArrayVar(&c.ExecOpts, "exec-opt", nil, "Option of how containers run: native.cgroupdriver=systemd or =cgroupfs")
 	f.StringVarP(&c.Bridge, "bridge", "b", "", "Name of the default bridge; none disables it")
 	f.StringVar(&c.BIP, "bip", "", "Address of the default bridge, with its prefix length")
 	f.StringVar(&c.FixedCIDR, "fixed-cidr", "", "Part of the default bridge's subnet for containers")
@@ -211,7 +217,7 @@ func (c *Config) readFile(path string, f *pflag.FlagSet) error {
 	}
 	flags := map[string]string{
 		"hosts": "host", "labels": "label", "insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "log-opts": "log-opt",
-		"dns-opts": "dns-opt", "default-address-pools": "default-address-pool", "default-ulimits": "default-ulimit", "runtimes": "add-runtime",
+		"dns-opts": "dns-opt", "default-address-pools": "default-address-pool", "default-ulimits": "default-ulimit", "runtimes": "add-runtime", "exec-opts": "exec-opt",
 	}
 	var unknown []string
 	for k := range keys {
@@ -263,24 +269,6 @@ func (c Config) key() string {
 	}
 	sum := sha256.Sum256([]byte(filepath.Clean(c.ExecRoot)))
 	return hex.EncodeToString(sum[:3])
-}
-
-func (c Config) cgroupParent() string {
-	switch k := c.key(); {
-	case c.CgroupParent != "":
-		return c.CgroupParent
-	case k != "":
-		return "/berth-" + k
-	}
-	return "/berth"
-}
-
-// keeperCgroup is beside the containers' and outside the daemon's own.
-func (c Config) keeperCgroup() string {
-	if k := c.key(); k != "" {
-		return "/berth-keeper-" + k
-	}
-	return "/berth-keeper"
 }
 
 // runtimes gives the runtimes beside the keeper, by name.

@@ -14,12 +14,13 @@ import (
 
 // keeperPort is the keeper's client as engine/task wants it.
 type keeperPort struct {
-	c     *keeper.Client
-	exits chan container.Exit
+	c       *keeper.Client
+	systemd bool // makes the cgroups
+	exits   chan container.Exit
 }
 
-func newKeeperPort(c *keeper.Client) *keeperPort {
-	p := &keeperPort{c: c, exits: make(chan container.Exit)}
+func newKeeperPort(c *keeper.Client, systemd bool) *keeperPort {
+	p := &keeperPort{c: c, systemd: systemd, exits: make(chan container.Exit)}
 	go func() {
 		for e := range c.Exits() {
 			p.exits <- exit(e)
@@ -42,7 +43,7 @@ func pipes(p keeper.Pipes) container.Pipes {
 }
 
 func (p *keeperPort) Create(ctx context.Context, id string, s *specs.Spec, w task.Streams) (task.Started, error) {
-	st, files, err := p.c.Create(ctx, keeper.CreateRequest{ID: id, Spec: s, Streams: keeper.StreamSet(w)})
+	st, files, err := p.c.Create(ctx, keeper.CreateRequest{ID: id, Spec: s, Streams: keeper.StreamSet(w), Systemd: p.systemd})
 	return task.Started{Pid: st.Pid, Pipes: pipes(files), Cgroups: st.Cgroups}, err
 }
 

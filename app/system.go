@@ -52,9 +52,9 @@ func (d *daemon) system(ctx context.Context, f host.Facts, b Build, snapshotter,
 		ID: id, Name: f.Hostname, DataRoot: c.DataRoot, Started: time.Now(), StorageDriver: driverName(snapshotter),
 		StorageStatus: [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}, {"snapshotter", snapshotter}},
 		LogDriver:     c.LogDriver, LogDrivers: output.Drivers(), NetworkDrivers: []string{"bridge", "host", "ipvlan", "macvlan", "null"}, VolumeDrivers: []string{"local"},
-		CgroupDriver: "cgroupfs", CgroupVersion: "1", Kernel: f.Kernel, OperatingSystem: f.Distribution, OSVersion: f.Version, OSType: "linux", Architecture: f.Arch,
+		CgroupDriver: d.cgroups, CgroupVersion: "1", Kernel: f.Kernel, OperatingSystem: f.Distribution, OSVersion: f.Version, OSType: "linux", Architecture: f.Arch,
 		CPUs: f.CPUs, Memory: f.MemoryBytes, MemoryLimit: f.Controllers["memory"], SwapLimit: f.SwapLimit, CPUCfs: f.Controllers["cpu"], CPUShares: f.Controllers["cpu"],
-		CPUSet: f.Controllers["cpuset"], Pids: f.Controllers["pids"], OomKillDisable: f.CgroupMode != host.CgroupV2, Blkio: f.Controllers["blkio"] || f.Controllers["io"],
+		CPUSet: f.Controllers["cpuset"], Pids: f.Controllers["pids"], OomKillDisable: f.OomKillDisable, Blkio: f.Controllers["blkio"] || f.Controllers["io"],
 		Runtimes: d.c.runtimeNames(), DefaultRuntime: d.c.Runtime, InitBinary: initPath(c.InitPath), Debug: c.Debug, Labels: c.Labels,
 		HTTPProxy: os.Getenv("HTTP_PROXY"), HTTPSProxy: os.Getenv("HTTPS_PROXY"), NoProxy: os.Getenv("NO_PROXY"),
 		InsecureRegistries: c.Insecure, Mirrors: c.Mirrors, ContainerdAddress: socket, ContainerdNamespace: "moby",
@@ -68,7 +68,7 @@ func (d *daemon) system(ctx context.Context, f host.Facts, b Build, snapshotter,
 	if f.CgroupMode == host.CgroupV2 {
 		r.static.CgroupVersion = "2"
 	}
-	if f.AppArmor {
+	if f.AppArmor && f.AppArmorParser {
 		r.static.SecurityOptions = append(r.static.SecurityOptions, "name=apparmor")
 	}
 	if f.Seccomp {
@@ -78,7 +78,7 @@ func (d *daemon) system(ctx context.Context, f host.Facts, b Build, snapshotter,
 		}
 		r.static.SecurityOptions = append(r.static.SecurityOptions, "name=seccomp,profile="+profile)
 	}
-	if f.SELinux {
+	if f.SELinux && c.SELinux {
 		r.static.SecurityOptions = append(r.static.SecurityOptions, "name=selinux")
 	}
 	if f.CgroupMode == host.CgroupV2 {
@@ -101,6 +101,7 @@ func (r *report) warn(f host.Facts) {
 	add(r.static.CPUSet, "No cpuset support")
 	add(r.static.Pids, "No pids limit support")
 	add(f.Seccomp, "No seccomp support: system calls are not filtered")
+	add(!f.AppArmor || f.AppArmorParser, "AppArmor is on, but apparmor_parser is not installed: containers are not confined by it")
 	add(f.SysResource, "CAP_SYS_RESOURCE is missing: limits above this daemon's own are clamped")
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/docker/cli/cli"
 	"github.com/spf13/cobra"
 
+	"github.com/berth-project/berth/cli/locale"
 	"github.com/berth-project/berth/lib/host"
 )
 
@@ -27,27 +28,34 @@ const (
 
 // Finding is one thing looked at.
 type Finding struct {
-	Name   string `json:"name"`
+	Name   string `json:"name"` // the same in every language
 	Level  string `json:"level"`
 	Detail string `json:"detail"`
 	Advice string `json:"advice,omitempty"`
 }
 
+// Say chooses between English and Spanish, as locale.Say does.
+type Say func(english, spanish string) string
+
 // New gives the command. defaultHost is looked up where no environment names a daemon.
 func New(out io.Writer, defaultHost string) *cobra.Command {
+	say := locale.Say
 	var format string
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Tell what this machine offers to containers and what is missing",
-		Long: `Tell what this machine offers to containers, what is missing and what to do.
+		Short: say("Tell what this machine offers to containers and what is missing", "Dice qué ofrece esta máquina a los contenedores y qué le falta"),
+		Long: say(`Tell what this machine offers to containers, what is missing and what to do.
 
 It needs no daemon and changes nothing. The exit code is 1 when there is a
-problem that keeps containers from running, 0 otherwise.`,
+problem that keeps containers from running, 0 otherwise.`, `Dice qué ofrece esta máquina a los contenedores, qué le falta y qué hacer.
+
+No necesita ningún demonio ni cambia nada. El código de salida es 1 cuando un
+problema impide que los contenedores funcionen, y 0 en otro caso.`),
 		Example: "  berth doctor\n  berth doctor --format json",
 		Args:    cli.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			findings := append(examine(host.Look()), daemon(defaultHost))
-			if err := write(out, format, findings); err != nil {
+			findings := append(examine(host.Look(), say), daemon(defaultHost, say))
+			if err := write(out, format, findings, say); err != nil {
 				return err
 			}
 			for _, f := range findings {
@@ -58,48 +66,12 @@ problem that keeps containers from running, 0 otherwise.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&format, "format", "table", `Output format ("table" or "json")`)
+	cmd.Flags().StringVar(&format, "format", "table", say(`Output format ("table" or "json")`, `Formato de salida ("table" o "json")`))
 	return cmd
 }
 
-// examine judges the facts of a host.
-func examine(h host.Facts) []Finding {
-	var all []Finding
-	add := func(good bool, level, name, detail, missing, advice string) {
-		if good {
-			all = append(all, Finding{Name: name, Level: ok, Detail: detail})
-			return
-		}
-		all = append(all, Finding{Name: name, Level: level, Detail: missing, Advice: advice})
-	}
-	add(host.AtLeast(h.Kernel, 5, 10), problem, "kernel", h.Kernel, h.Kernel+" is older than 5.10", "upgrade the kernel")
-	add(h.Overlay, problem, "overlayfs", "available", "not available", "modprobe overlay")
-	add(h.NFTables, problem, "nf_tables", "available", "not available: no port can be published", "modprobe nf_tables")
-	add(h.Bridge && h.Veth, problem, "bridge and veth", "available", "not available: only host and none networks work", "modprobe bridge; modprobe veth")
-	add(h.CgroupMode != host.CgroupNone, problem, "cgroups", h.CgroupMode, "none are mounted", "mount -t cgroup2 none /sys/fs/cgroup")
-	for _, c := range []string{"memory", "cpu", "cpuset", "pids"} {
-		add(h.Controllers[c], warning, "cgroup "+c, "available", "not available: such limits are refused", "enable it on the kernel's command line (cgroup_enable="+c+")")
-	}
-	add(h.Controllers["io"] || h.Controllers["blkio"], warning, "cgroup block io", "available", "not available: such limits are refused", "")
-	add(h.SwapLimit, warning, "swap limit", "available", "not available: --memory-swap is ignored", "add swapaccount=1 to the kernel's command line")
-	add(h.Seccomp, warning, "seccomp", "available", "not available: system calls are not filtered", "use a kernel with CONFIG_SECCOMP_FILTER")
-	add(h.AppArmor || h.SELinux, warning, "mandatory access control", mac(h), "neither AppArmor nor SELinux is active", "on Debian: apt-get install apparmor, then reboot")
-	add(h.UserNS, warning, "user namespaces", "available", "not available: --userns-remap is refused", "sysctl user.max_user_namespaces=15000")
-	add(h.IPv6, warning, "IPv6", "available", "not available: networks are IPv4 only", "")
-	add(h.SysResource, warning, "CAP_SYS_RESOURCE", "held", "missing: hard limits cannot be raised", "run the daemon with all capabilities")
-	add(h.PidfdExitInfo, warning, "exit codes after a keeper's death", "available", "kernel < 6.15: an exit code may be lost (137 is reported) if the keeper is killed", "")
-	return all
-}
-
-func mac(h host.Facts) string {
-	if h.AppArmor {
-		return "AppArmor"
-	}
-	return "SELinux"
-}
-
 // daemon looks whether anything answers at the daemon's address.
-func daemon(address string) Finding {
+func daemon(address string, say Say) Finding {
 	for _, k := range []string{"BERTH_HOST", "DOCKER_HOST"} {
 		if v := os.Getenv(k); v != "" {
 			address = v
@@ -110,13 +82,27 @@ func daemon(address string) Finding {
 	dialer := net.Dialer{Timeout: 2 * time.Second}
 	conn, err := dialer.DialContext(context.Background(), network, path)
 	if err != nil {
-		return Finding{Name: "daemon", Level: warning, Detail: "none answers at " + address, Advice: "sudo berthd &"}
+		return Finding{Name: "daemon", Level: warning, Detail: say("none answers at ", "ninguno responde en ") + address, Advice: "sudo berthd &"}
 	}
 	_ = conn.Close()
-	return Finding{Name: "daemon", Level: ok, Detail: "answers at " + address}
+	return Finding{Name: "daemon", Level: ok, Detail: say("answers at ", "responde en ") + address}
 }
 
-func write(out io.Writer, format string, findings []Finding) error {
+// spanish gives the names of findings that are not the same in Spanish.
+var spanish = map[string]string{
+	"kernel": "núcleo", "bridge and veth": "bridge y veth", "cgroup block io": "cgroup de disco", "swap limit": "límite de intercambio",
+	"mandatory access control": "control de acceso obligatorio", "user namespaces": "espacios de nombres de usuario", "daemon": "demonio",
+	"exit codes after a keeper's death": "códigos de salida sin keeper",
+}
+
+func title(name string, say Say) string {
+	if other := spanish[name]; other != "" {
+		return say(name, other)
+	}
+	return name
+}
+
+func write(out io.Writer, format string, findings []Finding, say Say) error {
 	switch format {
 	case "json":
 		e := json.NewEncoder(out)
@@ -124,14 +110,14 @@ func write(out io.Writer, format string, findings []Finding) error {
 		return e.Encode(findings)
 	case "table", "":
 	default:
-		return fmt.Errorf("unknown format %q: use table or json", format)
+		return fmt.Errorf(say("unknown format %q: use table or json", "formato %q desconocido: use table o json"), format)
 	}
 	marks := map[string]string{ok: "ok  ", warning: "warn", problem: "FAIL"}
 	if _, tty := out.(interface{ IsTerminal() bool }); tty && os.Getenv("NO_COLOR") == "" && out.(interface{ IsTerminal() bool }).IsTerminal() {
 		marks = map[string]string{ok: "\x1b[32mok  \x1b[0m", warning: "\x1b[33mwarn\x1b[0m", problem: "\x1b[31mFAIL\x1b[0m"}
 	}
 	for _, f := range findings {
-		if _, err := fmt.Fprintf(out, "%s  %-34s %s\n", marks[f.Level], f.Name, f.Detail); err != nil {
+		if _, err := fmt.Fprintf(out, "%s  %-34s %s\n", marks[f.Level], title(f.Name, say), f.Detail); err != nil {
 			return err
 		}
 		if f.Advice != "" {

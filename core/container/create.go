@@ -56,6 +56,10 @@ func (s *Service) Create(ctx context.Context, spec Spec, o CreateOptions) (id ID
 	if err := s.resolveOthers(&c.Spec); err != nil {
 		return "", nil, err
 	}
+	if err := s.confine(&c); err != nil {
+		return "", nil, err
+	}
+	undo = append(undo, func() { s.o.Runtime.Release(c) })
 	if c.Name, err = s.take(o.Name, c.ID); err != nil {
 		return "", nil, err
 	}
@@ -92,6 +96,26 @@ func (s *Service) Create(ctx context.Context, spec Spec, o CreateOptions) (id ID
 	s.add(e)
 	s.publish(c, "create")
 	return c.ID, warnings, nil
+}
+
+// confine asks how the host's security modules are to hold a container.
+func (s *Service) confine(c *Container) error {
+	var joined []Container
+	for _, mode := range []string{c.Spec.IpcMode, c.Spec.PidMode} {
+		if ref, ok := strings.CutPrefix(mode, "container:"); ok {
+			other, err := s.find(ref)
+			if err != nil {
+				return err
+			}
+			joined = append(joined, *other.snap.Load())
+		}
+	}
+	held, err := s.o.Runtime.Confine(*c, joined)
+	if err != nil {
+		return err
+	}
+	c.AppArmorProfile, c.ProcessLabel, c.MountLabel = held.AppArmorProfile, held.ProcessLabel, held.MountLabel
+	return nil
 }
 
 // tolerate logs what went wrong while something else is being undone.
@@ -217,6 +241,9 @@ func (s *Service) fill(spec *Spec) {
 	}
 	if spec.IpcMode == "" {
 		spec.IpcMode = "private"
+	}
+	if spec.CgroupnsMode == "" {
+		spec.CgroupnsMode = d.CgroupnsMode
 	}
 	if spec.NetworkMode == "" {
 		spec.NetworkMode = "default"
@@ -359,7 +386,7 @@ func (s *Service) copyUp(ctx context.Context, c Container, points []MountPoint) 
 	if len(points) == 0 {
 		return nil
 	}
-	root, err := s.o.RootFS.Mount(ctx, c.ID)
+	root, err := s.o.RootFS.Mount(ctx, c.ID, c.MountLabel)
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func live(c Container) *os.File {
 // viewed runs f on the root of a container that does not run.
 func (s *Service) viewed(ctx context.Context, c Container, f func(root string) error) (err error) {
 	done := context.WithoutCancel(ctx)
-	root, err := s.o.RootFS.Mount(ctx, c.ID)
+	root, err := s.o.RootFS.Mount(ctx, c.ID, c.MountLabel)
 	if err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (s *Service) Export(ctx context.Context, id string, w io.Writer) error {
 		return err
 	}
 	c := *e.snap.Load()
-	root, err := s.o.RootFS.Mount(ctx, c.ID)
+	root, err := s.o.RootFS.Mount(ctx, c.ID, c.MountLabel)
 	if err != nil {
 		return err
 	}

@@ -54,6 +54,8 @@ type Defaults struct {
 	Runtime     string
 	ShmSize     int64
 	Ulimits     []Ulimit
+
+	CgroupnsMode string // "private" or "host"
 }
 
 // HostLimits say what this host can enforce; a container that asks for more
@@ -63,6 +65,9 @@ type HostLimits struct {
 	Memory    int64
 	SwapLimit bool
 	Pids      bool
+	Slices    bool // cgroup parents are slices of systemd
+
+	Swappiness, OomKillDisable, BlkioWeight, BlkioWeightDevice, CPURealtime bool
 }
 
 // Service owns all containers of an engine.

@@ -33,6 +33,24 @@ type BundleMount struct {
 	Source, Target, Type string
 	Options              []string
 	Subpath              string // of a bind: below Source, resolved inside it at the moment of use
+	Relabel              Relabel
+}
+
+// Relabel says whose the files of a mount become on a host with SELinux.
+type Relabel string
+
+// Files keep their label, or take one that all containers may use, or this container alone.
+const (
+	RelabelNone    Relabel = ""
+	RelabelShared  Relabel = "z"
+	RelabelPrivate Relabel = "Z"
+)
+
+// Confinement is how the host's security modules hold a container; its fields
+// are "" where the host has no such module.
+type Confinement struct {
+	AppArmorProfile          string
+	ProcessLabel, MountLabel string // SELinux's
 }
 
 // Pipes are Berth's ends of a process's standard streams. With a terminal
@@ -67,6 +85,11 @@ type Exit struct {
 type Runtime interface {
 	// Knows tells whether a container may ask for a runtime by this name.
 	Knows(name string) bool
+	// Confine chooses the confinement of a container that is being made, or
+	// keeps that of one found again. joined are those whose ipc and pid
+	// namespaces it shares. What it reserves, Release gives back.
+	Confine(c Container, joined []Container) (Confinement, error)
+	Release(c Container)
 	// Create makes the first process, stopped before its program.
 	Create(ctx context.Context, b Bundle) (pid int, p Pipes, err error)
 	// Start lets the first process run its program. The error's text tells
@@ -97,7 +120,8 @@ type Runtime interface {
 // RootFS makes the writable root file system of a container from an image.
 type RootFS interface {
 	Prepare(ctx context.Context, id ID, imageID string, storageOpt map[string]string) error
-	Mount(ctx context.Context, id ID) (path string, err error) // counted: each needs an Unmount
+	// Mount is counted: each needs an Unmount. label is SELinux's of the files; "" where there is none.
+	Mount(ctx context.Context, id ID, label string) (path string, err error)
 	Unmount(ctx context.Context, id ID) error
 	Remove(ctx context.Context, id ID) error
 	// Sweep removes the roots that a killed daemon had made for containers

@@ -63,6 +63,7 @@ func (s *Service) remove(ctx context.Context, e *entry, o RemoveOptions) error {
 	if err := s.o.Store.DeleteContainer(ctx, c.ID); err != nil {
 		return fail(err)
 	}
+	s.o.Runtime.Release(*c)
 	s.forget(e)
 	for _, p := range c.Mounts {
 		if p.Type == MountVolume && p.Anonymous && o.Volumes {

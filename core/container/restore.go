@@ -40,6 +40,10 @@ func (s *Service) Restore(ctx context.Context) error {
 			}
 			running = append(running, c)
 		}
+		if c.ProcessLabel != "" {
+			_, err := s.o.Runtime.Confine(c, nil)
+			s.tolerate(err, "label not reserved", c.ID)
+		}
 		e.snap.Store(&c)
 		s.add(e)
 		entries = append(entries, e)

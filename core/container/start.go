@@ -209,7 +209,7 @@ func (s *Service) joined(c Container, b *Bundle) error {
 // mountAll mounts the root and volumes and lists all mounts for the runtime.
 func (s *Service) mountAll(ctx context.Context, e *entry, b *Bundle) (err error) {
 	c := b.Container
-	if b.Root, err = s.o.RootFS.Mount(ctx, c.ID); err != nil {
+	if b.Root, err = s.o.RootFS.Mount(ctx, c.ID, c.MountLabel); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -228,6 +228,17 @@ func (s *Service) mountAll(ctx context.Context, e *entry, b *Bundle) (err error)
 	return nil
 }
 
+// relabel reads z and Z of a mount's mode.
+func relabel(mode string) Relabel {
+	for _, o := range strings.Split(mode, ",") {
+		switch r := Relabel(o); r {
+		case RelabelShared, RelabelPrivate:
+			return r
+		}
+	}
+	return RelabelNone
+}
+
 // publishVolume tells what a container does with a volume.
 func (s *Service) publishVolume(c Container, p MountPoint, action string, more ...string) {
 	attributes := map[string]string{"driver": p.Driver, "container": string(c.ID)}
@@ -239,7 +250,7 @@ func (s *Service) publishVolume(c Container, p MountPoint, action string, more .
 
 // place makes a mount point ready. A volume or image is held by user from now on.
 func (s *Service) place(ctx context.Context, p MountPoint, user ID) (m BundleMount, err error) {
-	m = BundleMount{Source: p.Source, Target: p.Destination, Type: "bind"}
+	m = BundleMount{Source: p.Source, Target: p.Destination, Type: "bind", Relabel: relabel(p.Mode)}
 	switch p.Type {
 	case MountVolume:
 		if m.Source, err = s.o.Volumes.Mount(ctx, p.Name, user); err != nil {
@@ -377,7 +388,7 @@ func (s *Service) addFiles(b *Bundle, c Container, sandbox Sandbox) error {
 			if c.Spec.ReadonlyRoot {
 				options = append(options, "ro")
 			}
-			b.Mounts = append(b.Mounts, BundleMount{Source: f.path, Target: f.target, Type: "bind", Options: options})
+			b.Mounts = append(b.Mounts, BundleMount{Source: f.path, Target: f.target, Type: "bind", Options: options, Relabel: RelabelPrivate})
 		}
 	}
 	return nil

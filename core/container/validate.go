@@ -39,13 +39,44 @@ func (s *Service) validate(spec *Spec) (warnings []string, err error) {
 		warnings = append(warnings, "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
 		spec.Resources.MemorySwap = -1
 	}
+	warnings = append(warnings, s.discard(&spec.Resources)...)
 	if spec.NetworkMode == "host" && len(spec.Publish) > 0 {
 		warnings = append(warnings, "Published ports are discarded when using host network mode")
+	}
+	if parent := spec.Resources.CgroupParent; s.o.Host.Slices && parent != "" && !strings.HasSuffix(parent, ".slice") {
+		return nil, fault.Invalidf("cgroup-parent for systemd cgroup should be a valid slice named as \"xxx.slice\"")
 	}
 	if d := spec.Resources.OomKillDisable; d != nil && *d && spec.Resources.Memory == 0 {
 		warnings = append(warnings, "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.")
 	}
 	return warnings, nil
+}
+
+// discard takes out what this host's cgroups do not have, and says so.
+func (s *Service) discard(r *Resources) (warnings []string) {
+	h := s.o.Host
+	warn := func(what, gone string) {
+		warnings = append(warnings, "Your kernel does not support "+what+" or the cgroup is not mounted. "+gone+" discarded.")
+	}
+	if r.MemorySwappiness != nil && *r.MemorySwappiness != -1 && !h.Swappiness {
+		warn("memory swappiness capabilities", "Memory swappiness")
+		r.MemorySwappiness = nil
+	}
+	if r.OomKillDisable != nil && !h.OomKillDisable {
+		if *r.OomKillDisable {
+			warnings = append(warnings, "Your kernel does not support OomKillDisable. OomKillDisable discarded.")
+		}
+		r.OomKillDisable = nil
+	}
+	if r.BlkioWeight > 0 && !h.BlkioWeight {
+		warn("Block I/O weight", "Weight")
+		r.BlkioWeight = 0
+	}
+	if len(r.BlkioWeightDevice) > 0 && !h.BlkioWeightDevice {
+		warn("Block I/O weight_device", "Weight-device")
+		r.BlkioWeightDevice = nil
+	}
+	return warnings
 }
 
 func validateMounts(spec *Spec) error {
@@ -269,6 +300,8 @@ func (s *Service) validateResources(r *Resources) error {
 		return fault.Invalidf("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
 	case r.CPUQuota > 0 && r.CPUQuota < 1000:
 		return fault.Invalidf("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+	case (r.CPURealtimePeriod != 0 || r.CPURealtimeRuntime != 0) && !s.o.Host.CPURealtime:
+		return fault.Invalidf("Your kernel does not support CPU real-time scheduler")
 	case r.CPUShares < 0:
 		return fault.Invalidf("invalid CPU shares (%d): value must be a positive integer", r.CPUShares)
 	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):

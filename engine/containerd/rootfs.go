@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -94,8 +95,9 @@ func (r *RootFS) Prepare(ctx context.Context, id container.ID, imageID string, s
 	return err
 }
 
-// Mount gives the mounted root; each call needs an Unmount.
-func (r *RootFS) Mount(ctx context.Context, id container.ID) (string, error) {
+// Mount gives the mounted root, its files with an SELinux label where one is
+// given; each call needs an Unmount.
+func (r *RootFS) Mount(ctx context.Context, id container.ID, label string) (string, error) {
 	target := filepath.Join(r.dir, string(id))
 	if err := r.working.Lock(ctx, string(id)); err != nil {
 		return "", err
@@ -104,14 +106,14 @@ func (r *RootFS) Mount(ctx context.Context, id container.ID) (string, error) {
 	if r.count(id, 1) > 1 {
 		return target, nil
 	}
-	if err := r.mount(ctx, id, target); err != nil {
+	if err := r.mount(ctx, id, target, label); err != nil {
 		r.count(id, -1)
 		return "", err
 	}
 	return target, nil
 }
 
-func (r *RootFS) mount(ctx context.Context, id container.ID, target string) error {
+func (r *RootFS) mount(ctx context.Context, id container.ID, target, label string) error {
 	mounts, err := r.snapshots().Mounts(in(ctx), string(id))
 	if err != nil {
 		return err
@@ -119,10 +121,25 @@ func (r *RootFS) mount(ctx context.Context, id container.ID, target string) erro
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}
+	if label != "" {
+		mounts = labelled(mounts, label)
+	}
 	if err := mount.All(mounts, target); err != nil {
 		return errors.Join(fmt.Errorf("mount root of %s: %w", id.Short(), err), os.Remove(target))
 	}
 	return nil
+}
+
+// labelled has the kernel show all files of a mount with one SELinux context.
+// A bind shows those of its source and takes no such option.
+func labelled(mounts []mount.Mount, label string) []mount.Mount {
+	mounts = slices.Clone(mounts)
+	for i, m := range mounts {
+		if m.Type != "bind" {
+			mounts[i].Options = append(slices.Clone(m.Options), fmt.Sprintf("context=%q", label))
+		}
+	}
+	return mounts
 }
 
 // Unmount gives one Mount back.

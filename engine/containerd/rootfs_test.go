@@ -28,7 +28,7 @@ func TestARootIsChangedCommittedAndForgotten(t *testing.T) {
 	if err := roots.Prepare(t.Context(), c, id, nil); err != nil {
 		t.Fatal(err)
 	}
-	path, err := roots.Mount(t.Context(), c)
+	path, err := roots.Mount(t.Context(), c, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,7 +80,7 @@ func TestARootIsChangedCommittedAndForgotten(t *testing.T) {
 	if err := roots.Prepare(t.Context(), copied, made, nil); err != nil {
 		t.Fatal(err)
 	}
-	again, err := roots.Mount(t.Context(), copied)
+	again, err := roots.Mount(t.Context(), copied, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestARootIsChangedCommittedAndForgotten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := other.Mount(t.Context(), c); err != nil {
+	if _, err := other.Mount(t.Context(), c, ""); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {

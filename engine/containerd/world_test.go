@@ -300,7 +300,7 @@ func content(t *testing.T, l *containerd.Library, imageID, name string) string {
 	if err := r.Prepare(t.Context(), id, imageID, nil); err != nil {
 		t.Fatal(err)
 	}
-	path, err := r.Mount(t.Context(), id)
+	path, err := r.Mount(t.Context(), id, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,9 +19,9 @@ import (
 
 // Limits of one transaction.
 const (
-	batch        = 400              // elements of one netlink message: its length is 16 bits
-	bufferBytes  = 32 << 20         // of the socket: a transaction is sent whole
-	replyTimeout = 15 * time.Second // of the kernel
+	batch        = 400             // elements of one netlink message: its length is 16 bits
+	bufferBytes  = 32 << 20        // of the socket: a transaction is sent whole
+	replyTimeout = 2 * time.Minute // of the kernel: the first transaction loads its modules one by one
 )
 
 // Firewall implements core's network.Firewall. Its table "berth" or

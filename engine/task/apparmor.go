@@ -36,7 +36,7 @@ func (r *Runtime) profile(c container.Container, privileged bool) (string, error
 	}
 	switch asked {
 	case "", dockerProfile, berthProfile:
-		return berthProfile, r.loadProfile()
+		return berthProfile, nil
 	}
 	return asked, nil
 }

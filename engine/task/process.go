@@ -47,6 +47,11 @@ func (r *Runtime) process(root string, c container.Container, s processSpec) (*s
 	if p.ApparmorProfile, err = r.profile(c, s.privileged); err != nil {
 		return nil, err
 	}
+	if p.ApparmorProfile == berthProfile {
+		if err := r.loadProfile(); err != nil {
+			return nil, err
+		}
+	}
 	if p.Cwd == "" {
 		p.Cwd = "/"
 	}

@@ -28,7 +28,7 @@ func (r *Runtime) spec(b container.Bundle) (*specs.Spec, error) {
 		Hostname:    c.Spec.Hostname,
 		Domainname:  c.Spec.Domainname,
 		Annotations: c.Spec.Annotations,
-		Linux:       &specs.Linux{CgroupsPath: r.cgroupPath(c), RootfsPropagation: "rprivate"},
+		Linux:       &specs.Linux{CgroupsPath: r.cgroupPath(c), RootfsPropagation: "rprivate", MountLabel: c.MountLabel},
 	}
 	if c.Spec.UTSMode == "host" {
 		s.Hostname, s.Domainname = "", ""
@@ -87,10 +87,7 @@ func (r *Runtime) cgroupPath(c container.Container) string {
 		parent = r.o.CgroupParent
 	}
 	if r.o.Systemd {
-		if !strings.HasSuffix(parent, ".slice") {
-			parent = "system.slice"
-		}
-		return parent + ":berth:" + string(c.ID)
+		return parent + ":" + r.o.ScopePrefix + ":" + string(c.ID)
 	}
 	return filepath.Join("/", parent, string(c.ID))
 }

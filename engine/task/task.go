@@ -67,10 +67,12 @@ type Options struct {
 	Keeper          Keeper
 	Dir             string // of this boot, for mounts while a container is made; "" is /run/berth/task
 	CgroupParent    string // "/berth"; a slice with Systemd
-	Systemd         bool
+	Systemd         bool   // makes the cgroups
+	ScopePrefix     string // of the names of systemd's scopes; "" is berth
 	InitPath        string // of a small init (tini); "" where none is installed
 	SeccompProfile  string // "" is moby's default; "unconfined"; else the profile's text
 	NoNewPrivileges bool
+	SELinux         bool                            // label processes and files
 	Shims           *client.Client                  // containerd, for runtimes beside the keeper; nil refuses those
 	ShimPath        string                          // of containerd's shim for OCI runtimes; "" is looked for in the PATH
 	Runtimes        map[string]Foreign              // by the name that containers ask for
@@ -110,6 +112,9 @@ func New(o Options) (*Runtime, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.ScopePrefix == "" {
+		o.ScopePrefix = "berth"
+	}
 	if o.Dir == "" {
 		o.Dir = "/run/berth/task"
 	}
@@ -122,7 +127,7 @@ func New(o Options) (*Runtime, error) {
 		return nil, err
 	}
 	r := &Runtime{o: o, log: o.Logger, cgroups: map[container.ID]map[string]string{}, waiting: map[container.ID]int{}, facts: facts{
-		cgroup2: h.CgroupMode == host.CgroupV2, swapLimit: h.SwapLimit, appArmor: h.AppArmor, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
+		cgroup2: h.CgroupMode == host.CgroupV2, swapLimit: h.SwapLimit, appArmor: h.AppArmor && h.AppArmorParser, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
 		capabilities: caps, rlimits: hardLimits(), oomScore: ownOOMScore(),
 	}}
 	if r.foreign, err = newForeign(context.Background(), o); err != nil {
@@ -143,6 +148,9 @@ func New(o Options) (*Runtime, error) {
 // Create makes the first process of a container, stopped before its program.
 func (r *Runtime) Create(ctx context.Context, b container.Bundle) (int, container.Pipes, error) {
 	c := b.Container
+	if err := r.relabel(b); err != nil {
+		return 0, container.Pipes{}, err
+	}
 	b, held, err := r.resolve(b)
 	if err != nil {
 		return 0, container.Pipes{}, err

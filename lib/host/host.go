@@ -5,6 +5,7 @@ package host
 import (
 	"bufio"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -35,9 +36,14 @@ type Facts struct {
 	SwapLimit   bool            // memory.swap can be limited
 	Systemd     bool            // systemd is process 1
 
+	// What the controllers can do beyond the common.
+	Swappiness, OomKillDisable, BlkioWeight, BlkioWeightDevice, CPURealtime bool
+
 	Overlay, Bridge, Veth, NFTables, IPv6, IPv4Forward bool
 	IPVS, Macvlan                                      bool
-	Seccomp, AppArmor, SELinux                         bool
+	Seccomp, SELinux                                   bool
+	AppArmor                                           bool // the kernel confines by it
+	AppArmorParser                                     bool // the program that gives the kernel profiles is installed
 	UserNS, CgroupNS, TimeNS                           bool
 	SysResource                                        bool // CAP_SYS_RESOURCE
 	Root                                               bool
@@ -59,6 +65,7 @@ func Look() Facts {
 	f.MemoryBytes = memory("/proc/meminfo")
 	f.CgroupMode, f.Controllers = cgroups("/sys/fs/cgroup")
 	f.SwapLimit = swapLimit("/sys/fs/cgroup", f.CgroupMode)
+	f.abilities("/sys/fs/cgroup")
 	_, err := os.Stat("/run/systemd/system")
 	f.Systemd = err == nil
 
@@ -78,7 +85,9 @@ func Look() Facts {
 	f.IPv6 = exists("/proc/net/if_inet6")
 	f.IPv4Forward = line("/proc/sys/net/ipv4/ip_forward") == "1"
 	f.Seccomp = exists("/proc/sys/kernel/seccomp/actions_avail")
-	f.AppArmor = line("/sys/module/apparmor/parameters/enabled") == "Y"
+	f.AppArmor = line("/sys/module/apparmor/parameters/enabled") == "Y" && exists("/sys/kernel/security/apparmor")
+	_, err = exec.LookPath("apparmor_parser")
+	f.AppArmorParser = err == nil || exists("/sbin/apparmor_parser")
 	f.SELinux = exists("/sys/fs/selinux/enforce")
 	f.UserNS = exists("/proc/self/ns/user") && line("/proc/sys/user/max_user_namespaces") != "0"
 	f.CgroupNS = exists("/proc/self/ns/cgroup")
@@ -238,12 +247,42 @@ func cgroups(root string) (mode string, controllers map[string]bool) {
 
 func swapLimit(root, mode string) bool {
 	if mode == CgroupV2 {
-		// The root group has no such file; a kernel with swap accounting shows
-		// it in any child.
-		matches, _ := filepath.Glob(filepath.Join(root, "*", "memory.swap.max"))
-		return len(matches) > 0
+		// The root group has no such files. A kernel with swap accounting shows
+		// them in any child that has the memory controller; on a machine that
+		// has just started there may be none.
+		swap, _ := filepath.Glob(filepath.Join(root, "*", "memory.swap.max"))
+		limited, _ := filepath.Glob(filepath.Join(root, "*", "memory.max"))
+		if len(limited) > 0 {
+			return len(swap) > 0
+		}
+		return words(filepath.Join(root, "cgroup.controllers"))["memory"] && exists("/proc/swaps") && !words("/proc/cmdline")["swapaccount=0"]
 	}
 	return exists(filepath.Join(root, "memory", "memory.memsw.limit_in_bytes"))
+}
+
+// abilities looks for files that only some kernels' controllers have.
+func (f *Facts) abilities(root string) {
+	some := func(patterns ...string) bool {
+		for _, p := range patterns {
+			if matches, _ := filepath.Glob(filepath.Join(root, p)); len(matches) > 0 {
+				return true
+			}
+		}
+		return false
+	}
+	if f.CgroupMode == CgroupV2 {
+		// Without any child that has the controller nothing is known: then the
+		// kernel is taken at its best, and a start tells.
+		f.BlkioWeight = f.Controllers["io"] && (some("*/io.weight", "*/io.bfq.weight") || !some("*/io.max"))
+		f.BlkioWeightDevice = f.Controllers["io"] && some("*/io.bfq.weight")
+		return
+	}
+	// Some files are in no root group but in its children.
+	f.Swappiness = some("memory/memory.swappiness")
+	f.OomKillDisable = some("memory/memory.oom_control")
+	f.BlkioWeight = some("blkio/blkio.weight", "blkio/*/blkio.weight", "blkio/*/blkio.bfq.weight")
+	f.BlkioWeightDevice = some("blkio/blkio.weight_device", "blkio/*/blkio.weight_device", "blkio/*/blkio.bfq.weight_device")
+	f.CPURealtime = some("cpu/cpu.rt_period_us")
 }
 
 func capability(c int) bool {

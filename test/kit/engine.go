@@ -30,6 +30,9 @@ type Engine struct {
 	Socket string // path of the API's unix socket
 	API    *API
 	IsPeer bool
+	// IsRunning says that the engine ran before and goes on: the tests neither
+	// start, stop nor kill it, and know nothing of its folders.
+	IsRunning bool
 
 	base  Census // what was there when the engine first answered
 	args  []string
@@ -52,6 +55,11 @@ func StartWith(ctx context.Context, name string, peer bool, files []*os.File, ex
 		return nil, err
 	}
 	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "api.sock"), IsPeer: peer, files: files}
+	if running := os.Getenv(socketVar); running != "" {
+		e.Socket, e.IsRunning = running, true
+		e.API = NewAPI(e.Socket)
+		return e, Until(startLimit, func() error { return e.Ping(ctx) })
+	}
 	e.API = NewAPI(e.Socket)
 	program, err := program(peer)
 	if err != nil {
@@ -194,13 +202,16 @@ func (e *Engine) Dump() {
 // Stop ends the daemon politely.
 func (e *Engine) Stop() error {
 	e.API.Close()
+	if e.IsRunning {
+		return nil
+	}
 	if err := e.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
 	select {
 	case <-e.done:
 		return nil
-	case <-time.After(stopLimit):
+	case <-time.After(Patience(stopLimit)):
 		e.Kill()
 		return fmt.Errorf("engine did not stop in %v\n%s", stopLimit, e.Log())
 	}
@@ -208,6 +219,9 @@ func (e *Engine) Stop() error {
 
 // Log is the tail of what the daemon wrote.
 func (e *Engine) Log() string {
+	if e.log == nil {
+		return ""
+	}
 	b, err := os.ReadFile(e.log.Name())
 	if err != nil {
 		return err.Error()

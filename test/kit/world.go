@@ -11,10 +11,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +29,23 @@ const (
 	stageInit  = "init"
 	stageInner = "inside"
 )
+
+// Variables that fit the tests to an unusual world.
+const (
+	// patienceVar is by how much longer every wait may be, as a whole number: on emulated processors.
+	patienceVar = "BERTH_TEST_PATIENCE"
+	// socketVar is the unix socket of a running engine that is to be tested, in
+	// the place of one that the tests start in namespaces of their own.
+	socketVar = "BERTH_TEST_SOCKET"
+)
+
+// Patience stretches a limit for a slow machine.
+func Patience(limit time.Duration) time.Duration {
+	if n, err := strconv.Atoi(os.Getenv(patienceVar)); err == nil && n > 1 {
+		return limit * time.Duration(n)
+	}
+	return limit
+}
 
 // PeerVar selects Debian's dockerd instead of berthd when set to 1.
 const PeerVar = "BERTH_TEST_PEER"
@@ -69,6 +88,14 @@ func Enter(fn func() int) int {
 		return 1
 	}
 	defer os.RemoveAll(root)
+	if os.Getenv(socketVar) != "" {
+		// A daemon that is not ours is where it is.
+		if err := os.Setenv(rootVar, root); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return fn()
+	}
 	cmd := again(stageInit)
 	cmd.Env = append(cmd.Env, rootVar+"="+root)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -128,12 +155,14 @@ func runInit() int {
 	}
 }
 
-// prepare makes /proc, /sys and /run those of the new namespaces. The cgroup
-// tree is kept: it has no namespace here.
+// prepare makes /proc, /sys and /run those of the new namespaces. The trees of
+// cgroups and of security modules are kept: they have no namespace here.
 func prepare(root string) error {
-	kept := filepath.Join(root, "cgroup")
-	if err := os.Mkdir(kept, 0o755); err != nil {
-		return err
+	kept, security := filepath.Join(root, "cgroup"), filepath.Join(root, "security")
+	for _, dir := range []string{kept, security} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
 	}
 	steps := []struct {
 		source, target, kind string
@@ -142,17 +171,24 @@ func prepare(root string) error {
 		{"", "/", "", unix.MS_REC | unix.MS_PRIVATE},
 		{"proc", "/proc", "proc", 0},
 		{"/sys/fs/cgroup", kept, "", unix.MS_BIND | unix.MS_REC},
+		{"/sys/kernel/security", security, "", unix.MS_BIND | unix.MS_REC},
 		{"sysfs", "/sys", "sysfs", 0},
 		{kept, "/sys/fs/cgroup", "", unix.MS_BIND | unix.MS_REC},
+		{security, "/sys/kernel/security", "", unix.MS_BIND | unix.MS_REC},
 		{"tmpfs", "/run", "tmpfs", 0},
 	}
 	for _, s := range steps {
+		if _, err := os.Stat("/sys/kernel/security"); err != nil && (s.source == security || s.target == security) {
+			continue // a kernel without security modules
+		}
 		if err := unix.Mount(s.source, s.target, s.kind, s.flags, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", s.target, err)
 		}
 	}
-	if err := unix.Unmount(kept, unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("unmount %s: %w", kept, err)
+	for _, dir := range []string{kept, security} {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
 	}
 	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 		return fmt.Errorf("raise lo: %w: %s", err, out)

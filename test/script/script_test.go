@@ -62,7 +62,7 @@ func TestTheEngineDoesWhatTheScriptsSay(t *testing.T) {
 				t.Parallel()
 				testscript.RunT(counting{t}, testscript.Params{
 					Files:               []string{file},
-					Deadline:            time.Now().Add(limit),
+					Deadline:            time.Now().Add(kit.Patience(limit)),
 					RequireExplicitExec: true,
 					Setup:               s.setup,
 					Condition:           s.condition,
@@ -85,6 +85,9 @@ func stop(t *testing.T, e *kit.Engine) {
 	}
 	if e.IsPeer {
 		e.RemoveCgroups()
+		return
+	}
+	if e.IsRunning {
 		return
 	}
 	err := kit.Until(10*time.Second, func() error {
@@ -168,8 +171,10 @@ func (s *scripts) clean(id string) {
 }
 
 // condition knows [peer] for an engine that is Debian's dockerd 20.10,
-// [cgroup1] for a host with version 1 controllers and [allcaps] for one that
-// gives the tests every capability.
+// [cgroup1] for a host with version 1 controllers, [cgroup2] for one with the
+// one tree of version 2, [apparmor] for one that has AppArmor on, [service]
+// for an engine that systemd runs as berth.service, and [allcaps] for a host
+// that gives the tests every capability.
 func (s *scripts) condition(name string) (bool, error) {
 	switch name {
 	case "peer":
@@ -178,6 +183,15 @@ func (s *scripts) condition(name string) (bool, error) {
 		// Without CAP_SYS_RESOURCE in the bounding set no engine can give it.
 		status, err := os.ReadFile("/proc/self/status")
 		return regexp.MustCompile(`CapBnd:\s+0*1ffffffffff\b`).Match(status), err
+	case "cgroup2":
+		_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+		return err == nil, nil
+	case "apparmor":
+		on, _ := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+		return strings.TrimSpace(string(on)) == "Y", nil
+	case "service":
+		_, err := os.Stat("/run/systemd/system")
+		return err == nil && s.engine.IsRunning, nil
 	case "cgroup1":
 		_, err := os.Stat("/sys/fs/cgroup/memory")
 		return err == nil, nil

@@ -65,18 +65,19 @@ func (k *server) attend(c *container, p *process) {
 	}
 	now := time.Now()
 	e := keeper.Exit{Ref: p.Ref, Pid: p.Pid, Time: now}
+	if p.Exec == "" {
+		// Before anything else: systemd removes the cgroup of a scope that is empty.
+		e.OOM = oomKilled(c.cgroups)
+	}
 	if p.lib != nil {
 		e.Code = reap(p)
 		k.kids.remove(p.Pid)
 	} else {
 		e.Code, e.Unknown = w.code()
 	}
-	if p.Exec == "" {
-		if c.shared {
-			// Without a pid namespace nobody else ends what the first left behind.
-			_ = c.signalAll(unix.SIGKILL)
-		}
-		e.OOM = oomKilled(c.cgroups)
+	if p.Exec == "" && c.shared {
+		// Without a pid namespace nobody else ends what the first left behind.
+		_ = c.signalAll(unix.SIGKILL)
 	}
 	// First the journal: a keeper that dies after it has the exit, and one
 	// that dies before it finds the process gone and asks the kernel.
