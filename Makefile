@@ -5,7 +5,7 @@ TIME    ?= $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 LINK     = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.buildTime=$(TIME)
 FLAGS    = -trimpath -ldflags "$(LINK)"
 
-.PHONY: build demo test test-tools test-corpus test-library test-peer check bench clean install packages test-packages
+.PHONY: build demo test test-tools test-corpus test-library test-peer test-vm check bench clean install packages test-packages
 
 build: packages
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/welcome/rootfs/welcome ./library/welcome

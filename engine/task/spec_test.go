@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "write the golden files")
 // fixed is a Runtime on a host of which everything is known.
 func fixed(t testing.TB, change func(*Runtime)) *Runtime {
 	t.Helper()
-	r := &Runtime{o: Options{CgroupParent: "/berth", InitPath: "/usr/bin/tini", Dir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
+	r := &Runtime{o: Options{CgroupParent: "/berth", ScopePrefix: "berth", InitPath: "/usr/bin/tini", Dir: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
 	r.facts = facts{
 		cgroup2: true, seccomp: true, swapLimit: true, oomScore: -10, cpus: 2,
 		capabilities: append(slices.Clone(defaultCapabilities), "CAP_SYS_ADMIN", "CAP_NET_ADMIN"),
