@@ -111,7 +111,7 @@ type Resources struct {
 	KernelMemoryTCP                                            int64
 	OomKillDisable                                             *bool
 	OomScoreAdj                                                int
-	PidsLimit                                                  *int64 // nil means the daemon's default; 0 or -1 is unlimited
+	PidsLimit                                                  *int64 // nil or 0 means the daemon's default; -1 is unlimited
 	CgroupParent                                               string
 	BlkioWeight                                                uint16
 	BlkioWeightDevice                                          []WeightDevice

@@ -30,7 +30,8 @@ func (r *Runtime) resources(c container.Container) (*specs.LinuxResources, error
 	if err != nil {
 		return nil, err
 	}
-	if res.PidsLimit == nil {
+	if res.PidsLimit == nil || *res.PidsLimit == 0 {
+		// Docker's command sends 0 where nobody asked for anything; -1 is what lifts the bound.
 		n := int64(defaultPids)
 		out.Pids = &specs.LinuxPids{Limit: &n}
 	}
