@@ -40,6 +40,12 @@ test-peer: test-packages
 test-library: build
 	BERTH_TEST_BIN=$(CURDIR)/bin go test -count=1 -timeout 180m ./test/library -all -v
 
+# The same tests on Debian's kernel in an emulated machine: cgroup v2 alone, AppArmor, without and with systemd.
+# The guest's root is made once and kept in the user's cache (or in BERTH_VM_CACHE).
+test-vm: build
+	@sh .ci/packages busybox-static debootstrap docker.io e2fsprogs qemu-system-x86 util-linux
+	CGO_ENABLED=0 BERTH_TEST_VM=1 BERTH_TEST_BIN=$(CURDIR)/bin go test -trimpath -count=1 -v -timeout 3h ./test/vm
+
 check:
 	@test -z "$$(git ls-files '*.go' | xargs gofmt -l | tee /dev/stderr)" || { echo "gofmt -w these files"; exit 1; }
 	go vet ./...

@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"path/filepath"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/berth-project/berth/engine/containerd"
 	"github.com/berth-project/berth/engine/keeper"
 	"github.com/berth-project/berth/engine/task"
+	"github.com/berth-project/berth/lib/fault"
 )
 
 // newBuilder joins the builder with the keeper, the networks and the images.
@@ -24,7 +26,7 @@ func (d *daemon) newBuilder(ctx context.Context, binary, snapshotter string, run
 	}
 	return buildkit.New(ctx, buildkit.Options{
 		Root: filepath.Join(c.DataRoot, "build"), Run: filepath.Join(c.ExecRoot, "build"), Containerd: d.engine.Client(), Namespace: containerd.Namespace, Snapshotter: snapshotter,
-		Images: d.images, Networks: buildNetworks{d.networks}, Runner: newStepRunner(steps), Hosts: d.images.Hosts(), CgroupParent: c.cgroupParent(), Profile: runtime.DefaultProfile,
+		Images: d.images, Networks: buildNetworks{d.networks}, Runner: newStepRunner(steps, d.cgroups == driverSystemd), Hosts: d.images.Hosts(), CgroupParent: c.stepParent(d.cgroups), Profile: runtime.DefaultProfile,
 		Gateway: d.networks.HostGateway(), Logger: d.log,
 	})
 }
@@ -43,12 +45,13 @@ func (n buildNetworks) Close(ctx context.Context, id string) error {
 
 // stepRunner is the keeper's client as the builder wants it.
 type stepRunner struct {
-	c     *keeper.Client
-	exits chan buildkit.Exit
+	c       *keeper.Client
+	systemd bool // makes the cgroups
+	exits   chan buildkit.Exit
 }
 
-func newStepRunner(c *keeper.Client) *stepRunner {
-	r := &stepRunner{c: c, exits: make(chan buildkit.Exit)}
+func newStepRunner(c *keeper.Client, systemd bool) *stepRunner {
+	r := &stepRunner{c: c, systemd: systemd, exits: make(chan buildkit.Exit)}
 	go func() {
 		defer close(r.exits)
 		for e := range c.Exits() {
@@ -68,7 +71,16 @@ func stepPipes(p keeper.Pipes) buildkit.Pipes {
 }
 
 func (r *stepRunner) Create(ctx context.Context, id string, s *specs.Spec, w buildkit.Streams) (buildkit.Pipes, error) {
-	_, p, err := r.c.Create(ctx, keeper.CreateRequest{ID: id, Spec: s, Streams: keeper.StreamSet(w)})
+	if r.systemd {
+		// A parent that the client has named comes as a folder.
+		if slice, _, ok := strings.Cut(strings.TrimPrefix(s.Linux.CgroupsPath, "/"), "/"); ok {
+			if !strings.HasSuffix(slice, ".slice") {
+				return buildkit.Pipes{}, fault.Invalidf("cgroup-parent for systemd cgroup should be a valid slice named as \"xxx.slice\"")
+			}
+			s.Linux.CgroupsPath = slice + ":berth-build:" + id
+		}
+	}
+	_, p, err := r.c.Create(ctx, keeper.CreateRequest{ID: id, Spec: s, Streams: keeper.StreamSet(w), Systemd: r.systemd})
 	return stepPipes(p), err
 }
 

@@ -59,6 +59,15 @@ func (c Config) cgroupParent(driver string) string {
 	return "/" + c.cgroupName()
 }
 
+// stepParent is the same for the steps of builds: a folder, or for systemd what
+// the builder puts before a step's name: slice, prefix and a last colon.
+func (c Config) stepParent(driver string) string {
+	if driver == driverSystemd {
+		return c.cgroupParent(driver) + ":" + c.cgroupName() + "-build:"
+	}
+	return c.cgroupParent(driver)
+}
+
 // keeperCgroup is beside the containers' and outside the daemon's own.
 func (c Config) keeperCgroup() string {
 	if k := c.key(); k != "" {

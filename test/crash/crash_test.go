@@ -21,7 +21,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(kit.Main(m)) }
 
 // containers that run while a program is killed.
-const containers = 20
+var containers = map[bool]int{false: 20, true: 4}[kit.Slow()]
 
 // limit of one wait.
 const limit = 30 * time.Second
@@ -78,7 +78,7 @@ func start(t *testing.T) (*kit.Engine, []string) {
 	return e, ports
 }
 
-var client = &http.Client{Timeout: limit, Transport: &http.Transport{DisableKeepAlives: true}}
+var client = &http.Client{Timeout: kit.Patience(limit), Transport: &http.Transport{DisableKeepAlives: true}}
 
 func fetch(address string) error {
 	r, err := client.Get("http://" + address + "/")

@@ -47,6 +47,10 @@ func Patience(limit time.Duration) time.Duration {
 	return limit
 }
 
+// Slow says that the processor is an emulated one: numbers that only make a
+// test harder may be smaller.
+func Slow() bool { return Patience(1) > 1 }
+
 // PeerVar selects Debian's dockerd instead of berthd when set to 1.
 const PeerVar = "BERTH_TEST_PEER"
 
