@@ -78,7 +78,7 @@ func start(t *testing.T) (*kit.Engine, []string) {
 	return e, ports
 }
 
-var client = &http.Client{Timeout: kit.Patience(limit), Transport: &http.Transport{DisableKeepAlives: true}}
+var client = &http.Client{Timeout: kit.Stretch(limit), Transport: &http.Transport{DisableKeepAlives: true}}
 
 func fetch(address string) error {
 	r, err := client.Get("http://" + address + "/")

@@ -105,7 +105,7 @@ func (a *API) Load(ctx context.Context, name string, config Config, files []File
 // Until calls try until it succeeds or the limit passes; it returns the last
 // error. It is the one place of the tests that polls.
 func Until(limit time.Duration, try func() error) error {
-	limit = Patience(limit)
+	limit = Stretch(limit)
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	tick := time.NewTicker(25 * time.Millisecond)

@@ -211,7 +211,7 @@ func (e *Engine) Stop() error {
 	select {
 	case <-e.done:
 		return nil
-	case <-time.After(Patience(stopLimit)):
+	case <-time.After(Stretch(stopLimit)):
 		e.Kill()
 		return fmt.Errorf("engine did not stop in %v\n%s", stopLimit, e.Log())
 	}

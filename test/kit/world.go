@@ -39,8 +39,8 @@ const (
 	socketVar = "BERTH_TEST_SOCKET"
 )
 
-// Patience stretches a limit for a slow machine.
-func Patience(limit time.Duration) time.Duration {
+// Stretch lengthens a limit for a slow machine.
+func Stretch(limit time.Duration) time.Duration {
 	if n, err := strconv.Atoi(os.Getenv(patienceVar)); err == nil && n > 1 {
 		return limit * time.Duration(n)
 	}
@@ -49,7 +49,7 @@ func Patience(limit time.Duration) time.Duration {
 
 // Slow says that the processor is an emulated one: numbers that only make a
 // test harder may be smaller.
-func Slow() bool { return Patience(1) > 1 }
+func Slow() bool { return Stretch(1) > 1 }
 
 // PeerVar selects Debian's dockerd instead of berthd when set to 1.
 const PeerVar = "BERTH_TEST_PEER"

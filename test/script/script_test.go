@@ -62,7 +62,7 @@ func TestTheEngineDoesWhatTheScriptsSay(t *testing.T) {
 				t.Parallel()
 				testscript.RunT(counting{t}, testscript.Params{
 					Files:               []string{file},
-					Deadline:            time.Now().Add(kit.Patience(limit)),
+					Deadline:            time.Now().Add(kit.Stretch(limit)),
 					RequireExplicitExec: true,
 					Setup:               s.setup,
 					Condition:           s.condition,
