@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/containerd/errdefs"
 	"github.com/docker/cli/cli/command/commands"
 	cliopts "github.com/docker/cli/opts"
 	"github.com/spf13/cobra"
@@ -93,6 +94,40 @@ func (t *tool) build(ctx context.Context, o buildOptions, services []string) err
 	return nil
 }
 
+// buildFirst builds the images that an application lacks, or all that can be
+// built where the policy asks for it, before the daemon is asked to run it: the
+// contexts lie where the client is. The daemon then builds nothing.
+func (t *tool) buildFirst(ctx context.Context, o *makeOptions, a *app.App, chosen []string, p *app.Policy) error {
+	if p.NoBuild || t.dryRun {
+		return nil
+	}
+	order, err := buildOrder(a, chosen, !p.NoDeps)
+	if err != nil {
+		return err
+	}
+	for _, name := range order {
+		s := a.Project.Services[name]
+		policy := s.PullPolicy
+		if p.Pull != "" {
+			policy = p.Pull
+		}
+		if !p.Build && policy != types.PullPolicyBuild {
+			_, err := t.docker.Client().ImageInspect(ctx, t.imageName(a.Project, s))
+			if err == nil || policy == types.PullPolicyAlways && s.Image != "" {
+				continue
+			}
+			if !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+		if err := t.buildOne(ctx, buildOptions{quiet: o.quietBuild}, a.Project, s); err != nil {
+			return fmt.Errorf("build %s: %w", name, err)
+		}
+	}
+	p.Build, p.NoBuild = false, true
+	return nil
+}
+
 // buildOrder gives the services to build, those that others are made from first.
 func buildOrder(a *app.App, services []string, deps bool) ([]string, error) {
 	var order []string
@@ -149,7 +184,7 @@ func (t *tool) buildOne(ctx context.Context, o buildOptions, p *types.Project, s
 		"platforms": len(b.Platforms) > 1, "privileged": b.Privileged, "entitlements": len(b.Entitlements) > 0, "provenance": b.Provenance != "", "sbom": b.SBOM != "",
 	} {
 		if given {
-			return fmt.Errorf("build.%s is not supported by compose build: use docker buildx bake, or `berth compose up --build`", key)
+			return fmt.Errorf("build.%s is not supported by compose build: use docker buildx bake", key)
 		}
 	}
 	image := t.imageName(p, s)

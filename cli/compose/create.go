@@ -119,6 +119,9 @@ func (t *tool) createCommand() *cobra.Command {
 			return err
 		}
 		p.NoStart = true
+		if err := t.buildFirst(ctx, &o, a, args, &p); err != nil {
+			return err
+		}
 		return t.apply(ctx, "create", d, a, p)
 	})
 	f := cmd.Flags()

@@ -161,17 +161,21 @@ func (t *tool) auths(a *app.App) map[string]app.RegistryAuth {
 		if _, ok := found[host]; ok {
 			continue
 		}
-		key := host
-		if host == "docker.io" {
-			key = "https://index.docker.io/v1/"
-		}
-		auth, err := config.GetAuthConfig(key)
+		auth, err := config.GetAuthConfig(authKey(host))
 		if err != nil || auth.Username == "" && auth.IdentityToken == "" && auth.RegistryToken == "" {
 			continue
 		}
 		found[host] = app.RegistryAuth{Username: auth.Username, Password: auth.Password, IdentityToken: auth.IdentityToken, RegistryToken: auth.RegistryToken}
 	}
 	return found
+}
+
+// authKey is under which name the docker client keeps the credentials of a registry.
+func authKey(host string) string {
+	if host == "docker.io" {
+		return "https://index.docker.io/v1/"
+	}
+	return host
 }
 
 func imagesOf(a *app.App) []string {

@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	"github.com/distribution/reference"
-	"github.com/docker/cli/cli/command"
 	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
@@ -82,8 +81,13 @@ func (t *tool) pushImage(ctx context.Context, id, image string) error {
 	if err != nil {
 		return err
 	}
-	auth := command.ResolveAuthConfig(t.docker.ConfigFile(), &registry.IndexInfo{Name: reference.Domain(ref), Official: reference.Domain(ref) == "docker.io"})
-	encoded, err := authconfig.Encode(auth)
+	auth, err := t.docker.ConfigFile().GetAuthConfig(authKey(reference.Domain(ref)))
+	if err != nil {
+		return fmt.Errorf("credentials of %s: %w", reference.Domain(ref), err)
+	}
+	encoded, err := authconfig.Encode(registry.AuthConfig{
+		Username: auth.Username, Password: auth.Password, ServerAddress: auth.ServerAddress, IdentityToken: auth.IdentityToken, RegistryToken: auth.RegistryToken,
+	})
 	if err != nil {
 		return err
 	}

@@ -125,6 +125,9 @@ func (t *tool) runOneOff(ctx context.Context, cmd *cobra.Command, o *runOptions,
 	if err != nil {
 		return err
 	}
+	if err := t.buildFirst(ctx, &o.makeOptions, a, []string{service}, &p); err != nil {
+		return err
+	}
 	r := app.RunRequest{
 		Document: d, Auth: t.auths(a), Service: service, Name: o.name, AutoRemove: o.autoRemove, Interactive: o.interactive && !o.detach,
 		TTY: !o.noTTY, Ports: o.servicePorts || len(o.publish) > 0, Aliases: o.aliases, Labels: labels, Policy: p,

@@ -139,6 +139,9 @@ func (t *tool) up(ctx context.Context, cmd *cobra.Command, o *upOptions, service
 		return err
 	}
 	p.NoStart, p.Wait, p.WaitTimeout = o.noStart, o.wait, o.waitTimeout
+	if err := t.buildFirst(ctx, &o.makeOptions, a, services, &p); err != nil {
+		return err
+	}
 	if o.detach || o.noStart || t.dryRun {
 		return t.apply(ctx, "up", d, a, p)
 	}

@@ -56,7 +56,11 @@ func (t *tool) watchCommand() *cobra.Command {
 			}
 			w.prune = prune
 			if !noUp {
-				if err := t.apply(ctx, "up", d, a, app.Policy{Services: args, Build: w.builds(), Compatibility: t.isCompatible(a.Project)}); err != nil {
+				p := app.Policy{Services: args, Build: w.builds(), Compatibility: t.isCompatible(a.Project)}
+				if err := t.buildFirst(ctx, &makeOptions{quietBuild: quietly}, a, args, &p); err != nil {
+					return err
+				}
+				if err := t.apply(ctx, "up", d, a, p); err != nil {
 					return err
 				}
 			}
@@ -364,6 +368,9 @@ func (w *watcher) told(service string, err error) {
 func (w *watcher) rebuild(ctx context.Context, services []string) error {
 	w.p.line("watch", fmt.Sprintf("Rebuilding service(s) %q after changes were detected...", services))
 	r := app.ApplyRequest{Document: w.document, Policy: app.Policy{Services: services, NoDeps: true, Build: true, Compatibility: w.t.isCompatible(w.project)}}
+	if err := w.t.buildFirst(ctx, &makeOptions{}, &app.App{Project: w.project}, services, &r.Policy); err != nil {
+		return err
+	}
 	if _, err := w.t.do(ctx, "build", func(ctx context.Context, watch remote.Watch) (app.Result, error) {
 		return w.t.remote().Apply(ctx, r, watch)
 	}); err != nil {

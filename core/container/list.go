@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -15,14 +14,6 @@ import (
 
 var listFilters = []string{
 	"ancestor", "annotation", "before", "expose", "exited", "health", "id", "is-task", "isolation", "label", "name", "network", "publish", "since", "status", "volume",
-}
-
-func unixTime(text string) (time.Time, bool) {
-	f, err := strconv.ParseFloat(text, 64)
-	if err != nil || math.Abs(f) > 1e12 {
-		return time.Time{}, false
-	}
-	return time.Unix(0, int64(f*1e9)), true
 }
 
 // List gives the containers that pass the filters, newest first.

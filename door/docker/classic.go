@@ -23,15 +23,14 @@ type classic struct {
 
 // line is one instruction.
 type line struct {
-	text    string
-	step    bool // it is a step of the builder
-	stage   string
-	begun   bool // its head was written
-	output  []string
-	done    bool
-	cached  bool
-	id      string
-	failure string
+	text   string
+	step   bool // it is a step of the builder
+	stage  string
+	begun  bool // its head was written
+	output []string
+	done   bool
+	cached bool
+	id     string
 }
 
 func newClassic(out func(string)) *classic {

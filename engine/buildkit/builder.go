@@ -177,6 +177,7 @@ func (b *Builder) Serve(conn net.Conn) error {
 	if err != nil {
 		return err
 	}
+	//lint:ignore SA1019 the connection was taken over from a request: http.Server serves listeners only
 	(&http2.Server{}).ServeConn(conn, &http2.ServeConnOpts{Context: quiet(context.Background()), Handler: r.server, BaseConfig: &http.Server{ErrorLog: slog.NewLogLogger(b.log.Handler(), slog.LevelDebug)}})
 	return nil
 }

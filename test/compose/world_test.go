@@ -26,9 +26,6 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(kit.Main(m)) }
 
-// limit of one wait.
-const limit = 60 * time.Second
-
 // One engine serves all tests that do not kill it; each has an application of its own.
 var shared struct {
 	sync.Mutex
@@ -67,12 +64,11 @@ func launch(name string) (*kit.Engine, error) {
 
 // world is one test's view of an engine.
 type world struct {
-	t      *testing.T
-	e      *kit.Engine
-	c      *remote.Client
-	dir    string
-	name   string // of the test's application
-	listen []string
+	t    *testing.T
+	e    *kit.Engine
+	c    *remote.Client
+	dir  string
+	name string // of the test's application
 }
 
 func newWorld(t *testing.T, e *kit.Engine, err error) *world {
