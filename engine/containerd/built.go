@@ -3,6 +3,7 @@ package containerd
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -10,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/lib/fault"
 )
@@ -54,7 +56,8 @@ func (l *Library) Put(ctx context.Context, name string, d ocispec.Descriptor, la
 	return nil
 }
 
-// adopt notes the snapshots of an image's layers at its configuration.
+// adopt notes the snapshots of an image's layers at its configuration, when
+// all that steps wrote into them is on disk.
 func (l *Library) adopt(ctx context.Context, t *target, layers map[string]string) error {
 	cs, sn := l.c.ContentStore(), l.c.SnapshotService(l.sn)
 	labels := map[string]string{}
@@ -76,14 +79,36 @@ func (l *Library) adopt(ctx context.Context, t *target, layers map[string]string
 	if len(labels) == 0 {
 		return nil
 	}
+	info, err := cs.Info(ctx, t.config.Digest)
+	if err != nil {
+		return err
+	}
 	var fields []string
-	for k := range labels {
-		fields = append(fields, "labels."+k)
+	for k, v := range labels {
+		if info.Labels[k] != v {
+			fields = append(fields, "labels."+k)
+		}
+	}
+	if len(fields) == 0 {
+		return l.measure(ctx, t) // it was built before
+	}
+	if err := syncFileSystem(l.o.Engine.root); err != nil {
+		return err
 	}
 	if _, err := cs.Update(ctx, content.Info{Digest: t.config.Digest, Labels: labels}, fields...); err != nil {
 		return fmt.Errorf("note snapshots of an image: %w", err)
 	}
 	return l.measure(ctx, t)
+}
+
+// syncFileSystem returns when all that was written to the file system of a folder is on disk.
+func syncFileSystem(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
 }
 
 // Hosts tells how registries are reached, without credentials.

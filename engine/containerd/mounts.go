@@ -89,6 +89,7 @@ func (l *Library) UnmountImage(ctx context.Context, ref string, user container.I
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	_ = os.Remove(filepath.Dir(path)) // where this was the last one
 	if err := l.c.SnapshotService(l.sn).Remove(in(ctx), key); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
