@@ -212,8 +212,10 @@ func imageBody(i image.Image, version int) map[string]any {
 	if version < 52 {
 		m["Parent"], m["DockerVersion"] = i.Parent, ""
 	}
-	if version < 45 { // docker-compose 1 looks for volumes there
-		m["Container"], m["ContainerConfig"] = "", config
+	// docker-compose 1 takes the newest version and looks for volumes there.
+	m["ContainerConfig"] = config
+	if version < 45 {
+		m["Container"] = ""
 	}
 	if i.Created.IsZero() && version >= 44 {
 		delete(m, "Created")
