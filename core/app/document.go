@@ -44,25 +44,10 @@ func NewDocument(a *App) (Document, error) {
 		Profiles: slices.Clone(p.Profiles), Disabled: p.DisabledServiceNames(), Platform: p.Environment["DOCKER_DEFAULT_PLATFORM"],
 		Contents: map[string]string{}, Files: map[string]string{},
 	}
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	parts := map[string]any{"name": p.Name, "services": p.Services}
-	for name, part := range map[string]struct {
-		n int
-		v any
-	}{
-		"networks": {len(p.Networks), p.Networks}, "volumes": {len(p.Volumes), p.Volumes}, "secrets": {len(p.Secrets), p.Secrets},
-		"configs": {len(p.Configs), p.Configs}, "jobs": {len(p.Jobs), p.Jobs}, "models": {len(p.Models), p.Models},
-	} {
-		if part.n > 0 {
-			parts[name] = part.v
-		}
-	}
-	if err := e.Encode(parts); err != nil {
+	var err error
+	if d.Project, err = encodeProject(p); err != nil {
 		return d, err
 	}
-	d.Project = bytes.TrimSpace(b.Bytes())
 	for key, s := range p.Secrets {
 		if err := d.content("secret", key, types.FileObjectConfig(s), p.Environment); err != nil {
 			return d, err
@@ -87,6 +72,29 @@ func NewDocument(a *App) (Document, error) {
 		}
 	}
 	return d, nil
+}
+
+// encodeProject writes a project as documents hold it.
+func encodeProject(p *types.Project) (json.RawMessage, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	parts := map[string]any{"name": p.Name, "services": p.Services}
+	for name, part := range map[string]struct {
+		n int
+		v any
+	}{
+		"networks": {len(p.Networks), p.Networks}, "volumes": {len(p.Volumes), p.Volumes}, "secrets": {len(p.Secrets), p.Secrets},
+		"configs": {len(p.Configs), p.Configs}, "jobs": {len(p.Jobs), p.Jobs}, "models": {len(p.Models), p.Models},
+	} {
+		if part.n > 0 {
+			parts[name] = part.v
+		}
+	}
+	if err := e.Encode(parts); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSpace(b.Bytes()), nil
 }
 
 // seccompPath gives the file that a security option names.

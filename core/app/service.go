@@ -273,11 +273,11 @@ func (s *Service) apply(ctx context.Context, op *operation, a *App, r ApplyReque
 				a.Project.Services[name] = v
 			}
 		}
-		scaled, err := NewDocument(a)
+		scaled, err := encodeProject(a.Project)
 		if err != nil {
 			return fail(err)
 		}
-		doc.Project = scaled.Project
+		doc.Project = scaled
 	}
 	plan, err := s.plan(ctx, a, r.Policy, nil, nil)
 	if err != nil {
@@ -481,11 +481,10 @@ func (s *Service) undo(ctx context.Context, op *operation, a *App, r ApplyReques
 	if err := s.converge(ctx, walk, plan); err != nil {
 		return 0, fmt.Errorf("go back: %w", err)
 	}
-	doc, err := NewDocument(&mixed)
-	if err != nil {
+	doc := r.Document
+	if doc.Project, err = encodeProject(mixed.Project); err != nil {
 		return 0, err
 	}
-	doc.Contents, doc.Files, doc.Disabled, doc.Platform = r.Document.Contents, r.Document.Files, r.Document.Disabled, r.Document.Platform
 	rec, err := s.wish(ctx, op, doc, Policy{Services: r.Policy.Services, Compatibility: r.Policy.Compatibility}, Revision{Verb: "rollback", From: number, Comment: "the update failed"}, true)
 	if err != nil {
 		return 0, err

@@ -141,7 +141,13 @@ func validateMounts(spec *Spec) error {
 	return nil
 }
 
+// maxPath is the kernel's bound of a path, in bytes with its end (PATH_MAX).
+const maxPath = 4096
+
 func validateProcess(spec *Spec) error {
+	if len(spec.WorkingDir) >= maxPath {
+		return fault.Invalidf("the working directory has %d characters: a path has at most %d", len(spec.WorkingDir), maxPath-1)
+	}
 	if spec.WorkingDir != "" && !path.IsAbs(spec.WorkingDir) {
 		return fault.Invalidf("the working directory '%s' is invalid, it needs to be an absolute path", spec.WorkingDir)
 	}

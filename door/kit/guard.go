@@ -14,7 +14,8 @@ import (
 // Guard keeps web pages from a door that is open on plain tcp: a browser would
 // carry their requests to it. Those of another origin are refused, and those
 // for a name that is not this machine's (a page may let its own name point
-// here). Unix sockets and TLS, which browsers do not reach, are let through.
+// here). Unix sockets and TLS with a client's certificate, which browsers do not
+// reach, are let through.
 // names are further names that the machine is called by.
 func Guard(next http.Handler, names ...string) http.Handler {
 	if h, err := os.Hostname(); err == nil {
@@ -22,12 +23,12 @@ func Guard(next http.Handler, names ...string) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-		if _, plain := local.(*net.TCPAddr); !plain || r.TLS != nil {
+		if _, tcp := local.(*net.TCPAddr); !tcp || r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 			next.ServeHTTP(w, r)
 			return
 		}
 		switch {
-		case !ownName(r.Host, names):
+		case r.TLS == nil && !ownName(r.Host, names): // over TLS the certificate says the name
 			refuse(w, "the host "+r.Host+" is not a name of this daemon: use its address, or listen on that name with -H tcp://NAME:PORT")
 		case !sameOrigin(r):
 			refuse(w, "requests from web pages of other origins are refused")

@@ -24,6 +24,8 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/moby/sys/user"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/berth-project/berth/lib/fault"
 	"golang.org/x/sys/unix"
 )
 
@@ -251,9 +253,17 @@ func (x *executor) prepare(ctx context.Context, id string, s *step, root bk.Moun
 	}
 	u.add(func() error { cleanup(); return nil })
 	parent := x.o.CgroupParent
-	if meta.CgroupParent != "" {
-		parent = meta.CgroupParent
-		u.add(leaveCgroup(parent))
+	if asked := meta.CgroupParent; asked != "" {
+		// A frontend's image may ask as well as a client.
+		if !parentName.MatchString(asked) {
+			return nil, fault.Invalidf("cgroup-parent %q is not valid: use names of letters, digits, _ . @ -, joined by /", asked)
+		}
+		if strings.HasSuffix(parent, ":") {
+			parent = asked // a slice
+		} else {
+			u.add(leaveCgroup(parent, asked))
+			parent = filepath.Join("/", parent, asked)
+		}
 	}
 	if !strings.HasSuffix(parent, ":") {
 		spec.Linux.CgroupsPath = filepath.Join("/", parent, id)
@@ -262,6 +272,11 @@ func (x *executor) prepare(ctx context.Context, id string, s *step, root bk.Moun
 	spec.Root.Readonly = spec.Root.Readonly || root.Readonly
 	spec.Process.Terminal = meta.Tty
 	x.limit.clamp(spec)
+	if spec.Linux.Resources == nil {
+		spec.Linux.Resources = &specs.LinuxResources{}
+	}
+	pids := int64(stepPids)
+	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
 	s.spec = spec
 	return u.run, workdir(s.root, meta.Cwd, int(uid), int(gid))
 }

@@ -160,6 +160,9 @@ func (b *Builder) request(r build.Request) (*controlapi.SolveRequest, error) {
 	set("filename", r.Dockerfile)
 	set("target", r.Target)
 	set("platform", r.Platform)
+	if r.CgroupParent != "" && !parentName.MatchString(r.CgroupParent) {
+		return nil, fault.Invalidf("cgroup-parent %q is not valid: use names of letters, digits, _ . @ -, joined by /", r.CgroupParent)
+	}
 	set("cgroup-parent", r.CgroupParent)
 	set("context", r.Remote)
 	for k, v := range r.Args {
@@ -198,7 +201,9 @@ func (b *Builder) request(r build.Request) (*controlapi.SolveRequest, error) {
 	maps.Copy(attrs, r.Limits)
 	req := &controlapi.SolveRequest{
 		Ref: identity.NewID(), Session: r.Session, Frontend: "dockerfile.v0", FrontendAttrs: attrs, Cache: &controlapi.CacheOptions{},
-		Entitlements: []string{"network.host"},
+	}
+	if r.Network == "host" {
+		req.Entitlements = []string{"network.host"}
 	}
 	for _, from := range r.CacheFrom {
 		req.Cache.Imports = append(req.Cache.Imports, &controlapi.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": from}})

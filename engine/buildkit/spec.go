@@ -3,6 +3,7 @@ package buildkit
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -74,26 +75,38 @@ func (l limits) clamp(s *specs.Spec) {
 	}
 }
 
-// leaveCgroup gives what removes a parent cgroup that a step is about to make;
-// one that is there already, or that others use by then, stays.
-func leaveCgroup(parent string) func() error {
-	places := []string{filepath.Join("/sys/fs/cgroup", parent)}
-	if more, err := filepath.Glob(filepath.Join("/sys/fs/cgroup/*", parent)); err == nil {
-		places = append(places, more...)
+// stepPids bounds the processes of a step, as a container's are bounded.
+const stepPids = 4096
+
+// parentName is what a step's parent cgroup may be called: it stays below the
+// engine's own, and names nothing else.
+var parentName = regexp.MustCompile(`^/?[A-Za-z0-9_@-][A-Za-z0-9_.@-]{0,127}(/[A-Za-z0-9_@-][A-Za-z0-9_.@-]{0,127}){0,7}$`)
+
+// leaveCgroup gives what removes the parent cgroups that a step is about to
+// make below the engine's; those that are there already, or that others use by
+// then, stay.
+func leaveCgroup(engine, parent string) func() error {
+	var places []string
+	hierarchies := []string{"/sys/fs/cgroup"}
+	if list, err := os.ReadDir("/sys/fs/cgroup"); err == nil {
+		for _, e := range list {
+			if e.IsDir() {
+				hierarchies = append(hierarchies, filepath.Join("/sys/fs/cgroup", e.Name()))
+			}
+		}
 	}
-	before := map[string]bool{}
-	for _, p := range places {
-		if _, err := os.Stat(p); err == nil {
-			before[p] = true
+	for _, h := range hierarchies {
+		for p := filepath.Clean("/" + parent); p != "/"; p = filepath.Dir(p) {
+			place := filepath.Join(h, engine, p)
+			if _, err := os.Lstat(place); err != nil {
+				places = append(places, place)
+			}
 		}
 	}
 	return func() error {
-		now, err := filepath.Glob(filepath.Join("/sys/fs/cgroup/*", parent))
-		for _, p := range append(now, filepath.Join("/sys/fs/cgroup", parent)) {
-			if !before[p] {
-				_ = os.Remove(p)
-			}
+		for _, p := range places {
+			_ = unix.Rmdir(p)
 		}
-		return err
+		return nil
 	}
 }

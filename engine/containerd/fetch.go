@@ -46,6 +46,11 @@ func (l *Library) ImportURL(ctx context.Context, o image.ImportOptions, report f
 		return "", fault.NotFoundf("failed to GET %s with status %s", u.Redacted(), resp.Status)
 	}
 	report(image.Progress{Status: "Downloading from " + u.Redacted()})
+	if u.User != nil { // the image remembers its source, and travels
+		bare := *u
+		bare.User = nil
+		o.Source = bare.String()
+	}
 	t := &meter{report: report, total: max(resp.ContentLength, 0)}
 	id, err := l.Import(ctx, &counted{ReadCloser: resp.Body, tell: func(n int64) { t.at("Importing", n) }}, o)
 	if err != nil {

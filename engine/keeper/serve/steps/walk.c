@@ -78,7 +78,7 @@ static void say(const char *text, size_t n)
 // code, the text ends in the kernel's reason.
 static void __attribute__((noreturn, format(printf, 2, 3))) fail(int code, const char *format, ...)
 {
-	static char text[3 * PATH_MAX], out[6 * sizeof(text)];
+	static char text[3 * PATH_MAX], out[6 * sizeof(text) + 128];
 	va_list args;
 	va_start(args, format);
 	int n = vsnprintf(text, sizeof(text), format, args);
