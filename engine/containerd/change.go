@@ -267,7 +267,7 @@ func (l *Library) Prune(ctx context.Context, f filter.Args) ([]image.RemoveResul
 	if err != nil {
 		return all, 0, err
 	}
-	freed := before.LayersSize - after.LayersSize
+	freed := max(0, before.LayersSize-after.LayersSize) // others may have added some meanwhile
 	if l.o.Events != nil {
 		l.o.Events.Publish(event.Event{Type: "image", Action: "prune", Attributes: map[string]string{"reclaimed": fmt.Sprint(freed)}})
 	}
