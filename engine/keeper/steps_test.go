@@ -256,3 +256,48 @@ func TestStepsRefuseWhatLibcontainerRefuses(t *testing.T) {
 		})
 	}
 }
+
+func TestExecRefusesWhatLibcontainerRefuses(t *testing.T) {
+	said := map[string][]string{}
+	for _, way := range []string{"plan", "libcontainer"} {
+		t.Setenv("BERTH_KEEPER_STEPS", way)
+		w := newWorld(t)
+		ctx := context.Background()
+		s := w.spec("c", "sleep", "1000")
+		s.Process.Env = append(s.Process.Env, "HOME=/")
+		_, p, err := w.client.Create(ctx, keeper.CreateRequest{ID: "c", Spec: s, Streams: outputs})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if err := w.client.Start(ctx, "c"); err != nil {
+			t.Fatal(err)
+		}
+		for i, change := range []func(p *specs.Process){
+			func(p *specs.Process) { p.Args = []string{"/bin"} },
+			func(p *specs.Process) { p.Args = []string{"/bin/nonsuch"} },
+			func(p *specs.Process) { p.Args = []string{"/dev/null"} },
+			func(p *specs.Process) { p.Args = []string{`a"b\c`} },
+			func(p *specs.Process) { p.Cwd = "/nonsuch" },
+			func(p *specs.Process) { p.Cwd = "/bin/true" },
+			func(p *specs.Process) { p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 2, Hard: 1}} },
+		} {
+			process := *s.Process
+			process.Args = []string{"true"}
+			change(&process)
+			_, x, err := w.client.Exec(ctx, keeper.ExecRequest{Ref: keeper.Ref{ID: "c", Exec: fmt.Sprint("e", i)}, Process: &process, Streams: outputs})
+			if err == nil {
+				x.Close()
+				t.Errorf("%s: exec %d was not refused", way, i)
+			}
+			said[way] = append(said[way], fmt.Sprint(err))
+		}
+		all, err := w.client.List(ctx)
+		if err != nil || len(all) != 1 {
+			t.Errorf("%s: %d processes are left of one, %v", way, len(all), err)
+		}
+	}
+	if d := cmp.Diff(said["libcontainer"], said["plan"]); d != "" {
+		t.Errorf("(-libcontainer +plan):\n%s", d)
+	}
+}

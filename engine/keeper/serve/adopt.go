@@ -163,6 +163,7 @@ func (k *server) adoptProcess(c *container, r keeper.Process) {
 	w, err := newWatch(r.Pid)
 	if err == nil && startTime(r.Pid) == r.StartTime {
 		p.watch = w
+		k.noticeOOM(c, p)
 		go k.attend(c, p)
 		return
 	}
@@ -176,7 +177,11 @@ func (k *server) adoptProcess(c *container, r keeper.Process) {
 		close(p.gone)
 		return
 	}
-	e = keeper.Exit{Ref: r.Ref, Pid: r.Pid, Time: now(), Code: 137, Unknown: true, OOM: r.Exec == "" && oomKilled(c.cgroups)}
+	e = keeper.Exit{Ref: r.Ref, Pid: r.Pid, Time: now(), Code: 137, Unknown: true}
+	if r.Exec == "" {
+		kills, _ := oomKills(c.cgroups) // gone with its cgroup, perhaps
+		e.OOM = kills > 0
+	}
 	if err := k.exits.keep(e); err != nil {
 		k.log.Error("exit not journaled", "container", r.ID, "error", err)
 	}

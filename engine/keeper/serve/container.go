@@ -37,8 +37,9 @@ type container struct {
 // process is one process of a container.
 type process struct {
 	keeper.Process
-	lib   *libcontainer.Process // nil where adopted
-	watch *watch                // nil where it had ended before it was found
+	lib   *libcontainer.Process
+	child child  // nil where adopted
+	watch *watch // nil where it had ended before it was found
 	pipes keeper.Pipes
 	fifos keeper.Fifos
 	gone  chan struct{} // closed when it has exited
@@ -160,19 +161,12 @@ func (k *server) launch(c *container, p *process) (err error) {
 		return err
 	}
 	config := c.lib.Config()
-	plan, err := k.shorten(c.id, &config, p.lib)
-	if err != nil {
-		return err
-	}
-	if plan != nil {
-		defer plan.Close()
-	}
-	if err := c.lib.Start(p.lib); err != nil {
+	if err := k.spawn(c, &config, p); err != nil {
 		return err
 	}
 	fail := func(err error) error {
-		_ = p.lib.Signal(unix.SIGKILL)
-		_, _ = p.lib.Wait()
+		_ = p.child.Signal(unix.SIGKILL)
+		_, _ = p.child.Wait()
 		return err
 	}
 	if p.Streams.TTY {
@@ -180,7 +174,7 @@ func (k *server) launch(c *container, p *process) (err error) {
 			return fail(fmt.Errorf("receive terminal: %w", err))
 		}
 	}
-	if p.Pid, err = p.lib.Pid(); err != nil {
+	if p.Pid, err = p.child.Pid(); err != nil {
 		return fail(err)
 	}
 	if p.watch, err = newWatch(p.Pid); err != nil {
@@ -203,24 +197,61 @@ func (k *server) launch(c *container, p *process) (err error) {
 	}
 	c.procs[p.Exec] = p
 	k.kids.add(p.Pid)
+	k.noticeOOM(c, p)
 	go k.attend(c, p)
 	return nil
 }
 
-// shorten gives a process what spares it work before its program: its filter,
-// and the plan of its steps, which is the caller's to close.
-func (k *server) shorten(id string, config *configs.Config, p *libcontainer.Process) (plan *os.File, err error) {
+// child is a process that is ours to wait for.
+type child interface {
+	Pid() (int, error)
+	Wait() (*os.ProcessState, error)
+	Signal(os.Signal) error
+}
+
+// joined is a child that joined a running container by itself.
+type joined struct{ *os.Process }
+
+func (j joined) Pid() (int, error) { return j.Process.Pid, nil }
+
+// spawn starts a process the shortest way that it can go: a further one of a
+// container by its plan alone, the first one by libcontainer and a plan, and
+// what is not plain by libcontainer.
+func (k *server) spawn(c *container, config *configs.Config, p *process) error {
+	p.child = p.lib
 	if k.plain {
-		return nil, nil
+		return c.lib.Start(p.lib)
 	}
-	p.ExtraFiles = k.filters.Files(config.Seccomp)
-	if config.Seccomp != nil && len(p.ExtraFiles) == 0 {
-		return nil, nil
+	p.lib.ExtraFiles = k.filters.Files(config.Seccomp)
+	if config.Seccomp != nil && len(p.lib.ExtraFiles) == 0 {
+		return c.lib.Start(p.lib)
 	}
-	if plan, err = steps.File(config, p, id); plan != nil {
-		p.ExtraFiles = append(p.ExtraFiles, plan)
+	if first := c.procs[""]; p.Exec != "" && first.watch != nil {
+		pidfd, err := first.watch.duplicate()
+		if errors.Is(err, os.ErrClosed) {
+			return fault.Conflictf("container %s is not running", c.id)
+		}
+		if err != nil {
+			return err
+		}
+		defer pidfd.Close()
+		switch proc, err := steps.Join(config, p.lib, c.id, steps.Place{First: pidfd, Cgroups: c.cgroups}); {
+		case err != nil:
+			return err
+		case proc != nil:
+			p.child = joined{proc}
+			return nil
+		}
 	}
-	return plan, err
+	plan, err := steps.File(config, p.lib, c.id)
+	if err != nil {
+		return err
+	}
+	if plan != nil {
+		p.lib.ExtraFiles = append(p.lib.ExtraFiles, plan)
+		defer plan.Close()
+	}
+	return c.lib.Start(p.lib)
 }
 
 func (k *server) start(id string) error {

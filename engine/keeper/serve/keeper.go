@@ -33,6 +33,7 @@ type server struct {
 
 	exits   journal
 	kids    children
+	oom     oomWatch
 	filters filter.Cache
 }
 

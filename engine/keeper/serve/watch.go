@@ -56,6 +56,22 @@ func (w *watch) signal(s unix.Signal) error {
 	return err
 }
 
+// duplicate gives the pidfd to be handed on.
+func (w *watch) duplicate() (*os.File, error) {
+	raw, err := w.file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if failed := raw.Control(func(from uintptr) { fd, err = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 3) }); failed != nil {
+		return nil, failed
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
 // attend waits for a process's end, says so, and keeps its pipes until it is deleted.
 func (k *server) attend(c *container, p *process) {
 	w := p.watch
@@ -65,15 +81,21 @@ func (k *server) attend(c *container, p *process) {
 	}
 	now := time.Now()
 	e := keeper.Exit{Ref: p.Ref, Pid: p.Pid, Time: now}
+	var kills int
+	var unread error
 	if p.Exec == "" {
 		// Before anything else: systemd removes the cgroup of a scope that is empty.
-		e.OOM = oomKilled(c.cgroups)
+		kills, unread = oomKills(c.cgroups)
 	}
-	if p.lib != nil {
+	if p.child != nil {
 		e.Code = reap(p)
 		k.kids.remove(p.Pid)
 	} else {
 		e.Code, e.Unknown = w.code()
+	}
+	if p.Exec == "" {
+		noticed := k.oom.end(c.id, e.Code == 128+int(unix.SIGKILL))
+		e.OOM = kills > 0 || unread != nil && noticed
 	}
 	if p.Exec == "" && c.shared {
 		// Without a pid namespace nobody else ends what the first left behind.
@@ -96,7 +118,7 @@ func (k *server) attend(c *container, p *process) {
 
 // reap takes the exit code of our own child, which has exited: it does not block.
 func reap(p *process) int {
-	state, err := p.lib.Wait()
+	state, err := p.child.Wait()
 	if state == nil {
 		var exit interface{ ExitCode() int }
 		if errors.As(err, &exit) {
@@ -167,22 +189,4 @@ func startTime(pid int) uint64 {
 	}
 	n, _ := strconv.ParseUint(fields[19], 10, 64)
 	return n
-}
-
-// oomKilled tells whether the kernel has killed anything in the cgroup for memory.
-func oomKilled(cgroups map[string]string) bool {
-	file := cgroups["memory"] + "/memory.oom_control"
-	if unified, ok := cgroups[""]; ok && cgroups["memory"] == "" {
-		file = unified + "/memory.events"
-	}
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return false
-	}
-	for _, l := range strings.Split(string(b), "\n") {
-		if n, ok := strings.CutPrefix(l, "oom_kill "); ok {
-			return n != "0"
-		}
-	}
-	return false
 }

@@ -75,7 +75,11 @@ func File(c *configs.Config, p *libcontainer.Process, id string) (*os.File, erro
 	if !able() {
 		return nil, nil
 	}
-	b, err := write(c, p, id)
+	return file(c, p, id, nil)
+}
+
+func file(c *configs.Config, p *libcontainer.Process, id string, join func(*plan)) (*os.File, error) {
+	b, err := write(c, p, id, join)
 	if err != nil || len(b) > C.PLAN_LIMIT {
 		return nil, nil // libcontainer says what is wrong, if anything is
 	}
@@ -107,12 +111,16 @@ var able = sync.OnceValue(func() bool {
 	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}) == nil
 })
 
-// write gives a plan, or errNotPlain.
-func write(c *configs.Config, lp *libcontainer.Process, id string) ([]byte, error) {
+// write gives a plan, or errNotPlain. With join, that writes its first step
+// and nobody answers at the other end.
+func write(c *configs.Config, lp *libcontainer.Process, id string, join func(*plan)) ([]byte, error) {
 	if !plainConfig(c) || !plainProcess(c, lp) {
 		return nil, errNotPlain
 	}
 	p := &plan{b: []byte(C.PLAN_MAGIC)}
+	if join != nil {
+		join(p)
+	}
 	if !c.NoNewKeyring {
 		p.add(C.STEP_KEYRING, num(truth(lp.Init), 0x80000), "_ses."+id)
 	}
@@ -135,6 +143,9 @@ func write(c *configs.Config, lp *libcontainer.Process, id string) ([]byte, erro
 	}
 	if !lp.Init && c.Umask != nil {
 		p.add(C.STEP_UMASK, num(uint64(*c.Umask)))
+	}
+	if join != nil {
+		p.limits(c, lp)
 	}
 	p.add(C.STEP_READY, nil)
 	// Loading a filter is a privilege where the process may gain some; else
@@ -163,6 +174,17 @@ func write(c *configs.Config, lp *libcontainer.Process, id string) ([]byte, erro
 	p.add(C.STEP_FINISH, nil)
 	p.b = append(p.b, make([]byte, 8)...) // ends in zero, whatever the last step is
 	return p.b, nil
+}
+
+// limits are of the process, where it has any, else of the container.
+func (p *plan) limits(c *configs.Config, lp *libcontainer.Process) {
+	limits := c.Rlimits
+	if len(lp.Rlimits) > 0 {
+		limits = lp.Rlimits
+	}
+	for _, l := range limits {
+		p.add(C.STEP_LIMIT, num(uint64(l.Type), l.Soft, l.Hard))
+	}
 }
 
 func plainConfig(c *configs.Config) bool {

@@ -6,8 +6,14 @@
 #define PLAN_MAGIC "berthpl1"
 #define PLAN_LIMIT (4 << 20) // bytes
 
+// PLAN_JOINS in the environment says that the plan begins with STEP_JOIN: the
+// process is to put itself into a container that runs, without nsexec.
+#define PLAN_JOINS "_BERTH_STEPS_JOIN"
+
 enum {
-	STEP_KEYRING = 1,       // modify?, permissions to add; name
+	STEP_JOIN = 1,          // descriptors: of the parent's pipe, of the first process; CLONE_NEW*, number of open files of cgroups that follow; text for oom_score_adj or ""
+	STEP_LIMIT,             // RLIMIT_*, soft, hard
+	STEP_KEYRING,       // modify?, permissions to add; name
 	STEP_LOOPBACK,
 	STEP_ROOT,              // propagation; path
 	STEP_FRESH,             // MOUNT_ATTR_*; type, source, path, options

@@ -26,6 +26,7 @@
 #include <linux/seccomp.h>
 #include <net/if.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -34,6 +35,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -61,6 +63,7 @@ struct step {
 static int sync_fd = -1, init_fd = -1, log_fd = -1, fifo_fd = -1, filter_fd = -1;
 static int root_fd = -1, own_proc = -1;
 static int configured; // the parent has written all that it writes unasked
+static int joining;    // without nsexec, and without libcontainer at the other end
 static pid_t parent;
 
 static void say(const char *text, size_t n)
@@ -715,6 +718,40 @@ static const char *look_up(const char *name, const char *search)
 	fail(0, "exec: %s: executable file not found in $PATH", quoted(name));
 }
 
+// join puts this process's child, which is the one that comes back, into the
+// container of another process: its namespaces by one setns, its cgroups of
+// version 1 by a write of its own to each "tasks", for which the kernel locks
+// nobody out, as it does where a process moves another. (Of version 2 it was
+// born there.)
+static void join(const uint64_t *n, const char *oom_score_adj)
+{
+	sync_fd = n[0];
+	configured = 1;
+	if (*oom_score_adj && write_file(AT_FDCWD, "/proc/self/oom_score_adj", oom_score_adj) < 0)
+		fail(errno, "write oom_score_adj");
+	// Nobody in the container may look into a process that has more of the host than they.
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		fail(errno, "prctl(SET_DUMPABLE)");
+	if (syscall(SYS_setns, (int)n[1], (int)n[2]) < 0)
+		fail(errno, "join the container's namespaces");
+	// A sibling: the keeper is to be its parent. A pid namespace is for children only.
+	long child = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, NULL, NULL, NULL, NULL);
+	if (child < 0)
+		fail(errno, "clone");
+	if (child > 0) {
+		char text[32];
+		int size = snprintf(text, sizeof(text), "{\"pid\":%ld}", child);
+		_exit(write(sync_fd, text, size) != size);
+	}
+	for (int i = 0; i < (int)n[3]; i++)
+		if (write(n[1] + 1 + i, "0", 1) != 1)
+			fail(errno, "join cgroup");
+	if (setsid() < 0)
+		fail(errno, "setsid");
+	if (syscall(SYS_setuid, 0) < 0 || syscall(SYS_setgid, 0) < 0 || syscall(SYS_setgroups, 0, NULL) < 0)
+		fail(errno, "become root");
+}
+
 static void finish(int first, const char *path, char **arguments, char **environment)
 {
 	close(sync_fd); // says that all went well
@@ -741,6 +778,14 @@ static void finish(int first, const char *path, char **arguments, char **environ
 static void take(const struct step *s, const uint64_t *n, char **t)
 {
 	switch (s->op) {
+	case STEP_JOIN:
+		return join(n, t[0]);
+	case STEP_LIMIT: {
+		struct rlimit limit = {.rlim_cur = n[1], .rlim_max = n[2]};
+		if (setrlimit(n[0], &limit) < 0)
+			fail(errno, "error setting rlimits for ready process: error setting rlimit type %d", (int)n[0]);
+		return;
+	}
 	case STEP_KEYRING:
 		return keyring(t[0], n[0], n[1]);
 	case STEP_LOOPBACK:
@@ -801,6 +846,11 @@ static void take(const struct step *s, const uint64_t *n, char **t)
 			fail(errno, "prctl(SET_NO_NEW_PRIVS)");
 		return;
 	case STEP_READY:
+		if (joining) { // what comes now may not be allowed to write
+			if (dprintf(sync_fd, "{\"type\":\"procReady\"}") < 0)
+				fail(errno, "sync procReady");
+			return;
+		}
 		return await("procReady", "procRun");
 	case STEP_FILTER:
 		return load_filter();
@@ -849,6 +899,8 @@ static void walk(void)
 	size_t size = 0;
 	int plan_fd = -1;
 	char *at = plan(&size, &plan_fd), *end = at + size;
+	if (!at && joining)
+		fail(0, "no plan came");
 	if (!at)
 		return;
 	sync_fd = number("_LIBCONTAINER_SYNCPIPE");
@@ -906,7 +958,9 @@ extern void __real_nsexec(void) __attribute__((weak));
 
 void __wrap_nsexec(void)
 {
-	__real_nsexec();
-	if (getenv("_LIBCONTAINER_INITPIPE"))
+	joining = getenv(PLAN_JOINS) != NULL;
+	if (!joining)
+		__real_nsexec();
+	if (joining || getenv("_LIBCONTAINER_INITPIPE"))
 		walk();
 }
