@@ -8,13 +8,21 @@ import (
 	"github.com/distribution/reference"
 	bk "github.com/moby/buildkit/executor"
 	"github.com/moby/buildkit/frontend"
+	dockerfileversion "github.com/moby/buildkit/frontend/dockerfile/version"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver/pb"
 )
 
 // dockerfileMinor is the newest version of the Dockerfile format that the
-// linked frontend knows: docker/dockerfile:1.26.
-const dockerfileMinor = 26
+// linked frontend knows, the 28 of docker/dockerfile:1.28.
+func dockerfileMinor() int {
+	parts := strings.Split(dockerfileversion.Version(), ".")
+	if len(parts) < 2 || parts[0] != "1" {
+		return 0
+	}
+	n, _ := strconv.Atoi(parts[1])
+	return n
+}
 
 // syntax serves "# syntax=docker/dockerfile:1" with the frontend inside this
 // program: the same code, and no registry is needed. Any other is fetched.
@@ -49,7 +57,7 @@ func known(source string) bool {
 	}
 	for i, part := range strings.Split(rest, ".") {
 		n, err := strconv.Atoi(part)
-		if err != nil || i == 0 && n > dockerfileMinor || i > 1 {
+		if err != nil || i == 0 && n > dockerfileMinor() || i > 1 {
 			return false
 		}
 	}

@@ -39,7 +39,7 @@ func TestTheBuilderDoesWhatTheScriptsSay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { stop(t, engine) })
+	t.Cleanup(func() { engine.End(t) })
 	if err := engine.LoadImages(ctx); err != nil {
 		t.Fatal(err, engine.Log())
 	}
@@ -53,9 +53,9 @@ func TestTheBuilderDoesWhatTheScriptsSay(t *testing.T) {
 			name := strings.TrimSuffix(file, ".txtar")
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				testscript.RunT(counting{t}, testscript.Params{
+				testscript.RunT(kit.One{T: t}, testscript.Params{
 					Files: []string{file}, Deadline: time.Now().Add(scriptLimit), RequireExplicitExec: true,
-					Setup: s.setup, Condition: s.condition, Cmds: map[string]func(*testscript.TestScript, bool, []string){"retry": retry, "serve": serve, "git-repo": repository},
+					Setup: s.setup, Condition: s.condition, Cmds: map[string]func(*testscript.TestScript, bool, []string){"retry": retry, "serve": serve, "git-repo": repository, "registry": kit.RegistryCommand, "engine": s.another},
 				})
 			})
 		}
@@ -86,43 +86,11 @@ func buildx() string {
 	return path
 }
 
-// stop ends the engine, which must leave nothing behind.
-func stop(t *testing.T, e *kit.Engine) {
-	if err := e.Stop(); err != nil {
-		t.Error(err)
-	}
-	if os.Getenv("BERTH_TEST_LOG") != "" {
-		t.Log(e.Log())
-	}
-	err := kit.Until(10*time.Second, func() error {
-		left, err := e.Leftovers()
-		if err == nil && len(left) > 0 {
-			err = fmt.Errorf("left behind:\n%s", strings.Join(left, "\n"))
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-// counting runs one script in the test it is given, and counts its skip.
-type counting struct{ *testing.T }
-
-func (c counting) Run(_ string, f func(testscript.T)) { f(c) }
-func (c counting) Parallel()                          {}
-func (c counting) Verbose() bool                      { return testing.Verbose() }
-
-func (c counting) Skip(args ...any) {
-	reason := strings.TrimSpace(fmt.Sprint(args...))
-	kit.CountSkip(reason)
-	c.T.Skip(reason)
-}
-
 type scripts struct {
 	engine *kit.Engine
 	config string
-	count  atomic.Int32
+	// scripts that ran, and engines beside the first
+	count, engines atomic.Int32
 }
 
 // setup gives every script a name of its own and ports.

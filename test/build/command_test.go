@@ -46,6 +46,24 @@ func retry(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// another starts a second engine, which knows nothing of the first, and points
+// the script's clients at it: engine.
+func (s *scripts) another(ts *testscript.TestScript, _ bool, _ []string) {
+	ctx, cancel := kit.Timeout()
+	defer cancel()
+	e, err := kit.Start(ctx, fmt.Sprintf("build-%d", s.engines.Add(1)), false)
+	ts.Check(err)
+	ts.Defer(func() {
+		if err := e.Stop(); err != nil {
+			ts.Logf("%v", err) // what it leaves shows when the first engine ends
+		}
+	})
+	ts.Check(e.LoadImages(ctx))
+	ts.Setenv("DOCKER_HOST", "unix://"+e.Socket)
+	ts.Setenv("SOCK", e.Socket)
+	ts.Setenv("DATAROOT", e.DataRoot())
+}
+
 // serve answers HTTP with a folder's files: serve PORT FOLDER. Below /git it
 // is a git server of the repositories there.
 func serve(ts *testscript.TestScript, _ bool, args []string) {

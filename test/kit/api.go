@@ -19,6 +19,11 @@ const Version = "v1.41"
 // Patience is how long a test waits for one answer on a busy machine.
 const Patience = time.Minute
 
+// Timeout is a context of one piece of work that is given all of Patience.
+func Timeout() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), Stretch(Patience))
+}
+
 // API is a small client of the Docker API over a unix socket.
 type API struct{ http *http.Client }
 

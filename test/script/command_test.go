@@ -5,16 +5,11 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"os/exec"
 	"regexp"
 	"strings"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-
-	"github.com/berth-project/berth/test/kit"
 )
 
 func regexpOf(ts *testscript.TestScript, text string) *regexp.Regexp {
@@ -78,32 +73,4 @@ func archive(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(err)
 	}
 	ts.Check(w.Close())
-}
-
-// registry starts docker-registry on a free loopback port and sets $REG.
-func registry(ts *testscript.TestScript, _ bool, _ []string) {
-	program, err := exec.LookPath("docker-registry")
-	ts.Check(err)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	ts.Check(err)
-	address := l.Addr().String()
-	ts.Check(l.Close())
-	config := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage:\n  filesystem: {rootdirectory: %s}\n  delete: {enabled: true}\nhttp: {addr: %s}\n",
-		path(ts, "registry"), address)
-	ts.Check(os.WriteFile(path(ts, "registry.yml"), []byte(config), 0o644))
-	cmd := exec.Command(program, "serve", path(ts, "registry.yml"))
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	ts.Check(cmd.Start())
-	ts.Defer(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	ts.Check(kit.Until(10*time.Second, func() error {
-		c, err := net.Dial("tcp", address)
-		if err == nil {
-			err = c.Close()
-		}
-		return err
-	}))
-	ts.Setenv("REG", address)
 }

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -42,7 +41,7 @@ func TestTheEngineDoesWhatTheScriptsSay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { stop(t, engine) })
+	t.Cleanup(func() { engine.End(t) })
 	if err := engine.LoadImages(ctx); err != nil {
 		t.Fatal(err, engine.Log())
 	}
@@ -60,63 +59,20 @@ func TestTheEngineDoesWhatTheScriptsSay(t *testing.T) {
 		for _, file := range files {
 			t.Run(strings.TrimSuffix(file, ".txtar"), func(t *testing.T) {
 				t.Parallel()
-				testscript.RunT(counting{t}, testscript.Params{
+				testscript.RunT(kit.One{T: t}, testscript.Params{
 					Files:               []string{file},
 					Deadline:            time.Now().Add(kit.Stretch(limit)),
 					RequireExplicitExec: true,
 					Setup:               s.setup,
 					Condition:           s.condition,
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){
-						"retry": retry, "until": until, "api": s.api, "archive": archive, "registry": registry,
+						"retry": retry, "until": until, "api": s.api, "archive": archive, "registry": kit.RegistryCommand,
 					},
 				})
 			})
 		}
 	})
 }
-
-// stop ends the engine; a Berth engine must leave nothing behind.
-func stop(t *testing.T, e *kit.Engine) {
-	if err := e.Stop(); err != nil {
-		t.Error(err)
-	}
-	if os.Getenv("BERTH_TEST_LOG") != "" {
-		t.Log(e.Log())
-	}
-	if e.IsPeer {
-		e.RemoveCgroups()
-		return
-	}
-	if e.IsRunning {
-		return
-	}
-	err := kit.Until(10*time.Second, func() error {
-		left, err := e.Leftovers()
-		if err == nil && len(left) > 0 {
-			err = fmt.Errorf("left behind:\n%s", strings.Join(left, "\n"))
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-// counting runs one script in the test it is given, and counts its skip.
-type counting struct{ *testing.T }
-
-func (c counting) Run(_ string, f func(testscript.T)) { f(c) }
-
-// Parallel does nothing: the test is parallel already.
-func (c counting) Parallel() {}
-
-func (c counting) Skip(args ...any) {
-	reason := strings.TrimSpace(fmt.Sprint(args...))
-	kit.CountSkip(reason)
-	c.T.Skip(reason)
-}
-
-func (c counting) Verbose() bool { return testing.Verbose() }
 
 type scripts struct {
 	engine *kit.Engine
@@ -141,33 +97,8 @@ func (s *scripts) setup(env *testscript.Env) error {
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("PATH", os.Getenv("PATH"))
 	env.Setenv("DOCKER_CLI_HINTS", "false")
-	env.Defer(func() { s.clean(id) })
+	env.Defer(func() { s.engine.RemoveAll(fmt.Sprintf(`{"name":[%q]}`, id)) })
 	return nil
-}
-
-// clean removes what a script left, by its prefix. Failures show as leftovers
-// when the engine stops.
-func (s *scripts) clean(id string) {
-	a := s.engine.API
-	filter := url.QueryEscape(fmt.Sprintf(`{"name":[%q]}`, id))
-	var containers []struct{ ID string }
-	if a.Call(s.ctx, "GET", "/containers/json?all=1&filters="+filter, nil, &containers) == nil {
-		for _, c := range containers {
-			_ = a.Call(s.ctx, "DELETE", "/containers/"+c.ID+"?force=1&v=1", nil, nil)
-		}
-	}
-	var networks []struct{ ID string }
-	if a.Call(s.ctx, "GET", "/networks?filters="+filter, nil, &networks) == nil {
-		for _, n := range networks {
-			_ = a.Call(s.ctx, "DELETE", "/networks/"+n.ID, nil, nil)
-		}
-	}
-	var volumes struct{ Volumes []struct{ Name string } }
-	if a.Call(s.ctx, "GET", "/volumes?filters="+filter, nil, &volumes) == nil {
-		for _, v := range volumes.Volumes {
-			_ = a.Call(s.ctx, "DELETE", "/volumes/"+v.Name+"?force=1", nil, nil)
-		}
-	}
 }
 
 // condition knows [peer] for an engine that is Debian's dockerd 20.10,

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"net"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,7 +43,7 @@ func TestComposeDoesWhatTheScriptsSay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { stop(t, engine) })
+	t.Cleanup(func() { engine.End(t) })
 	if err := engine.LoadImages(ctx); err != nil {
 		t.Fatal(err, engine.Log())
 	}
@@ -59,13 +57,13 @@ func TestComposeDoesWhatTheScriptsSay(t *testing.T) {
 		for _, file := range files {
 			t.Run(strings.TrimSuffix(file, ".txtar"), func(t *testing.T) {
 				t.Parallel()
-				testscript.RunT(one{t}, testscript.Params{
+				testscript.RunT(kit.One{T: t}, testscript.Params{
 					Files:               []string{file},
 					Deadline:            time.Now().Add(scriptLimit),
 					RequireExplicitExec: true,
 					Setup:               s.setup,
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){
-						"compose": composeCommand, "until": until, "interrupt": interrupt, "registry": registry,
+						"compose": composeCommand, "until": until, "interrupt": interrupt, "registry": kit.RegistryCommand,
 					},
 				})
 			})
@@ -94,41 +92,6 @@ func programs() (string, error) {
 	return bin, os.Symlink(berth, filepath.Join(bin, "docker-compose"))
 }
 
-// stop ends the engine, which must leave nothing behind.
-func stop(t *testing.T, e *kit.Engine) {
-	if err := e.Stop(); err != nil {
-		t.Error(err)
-	}
-	if os.Getenv("BERTH_TEST_LOG") != "" {
-		t.Log(e.Log())
-	}
-	err := kit.Until(10*time.Second, func() error {
-		left, err := e.Leftovers()
-		if err == nil && len(left) > 0 {
-			err = fmt.Errorf("left behind:\n%s", strings.Join(left, "\n"))
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-}
-
-// one runs one script in the test it is given.
-type one struct{ *testing.T }
-
-func (o one) Run(_ string, f func(testscript.T)) { f(o) }
-
-// Parallel does nothing: the test is parallel already.
-func (o one) Parallel() {}
-
-func (o one) Skip(args ...any) {
-	kit.CountSkip(strings.TrimSpace(fmt.Sprint(args...)))
-	o.T.Skip(args...)
-}
-
-func (o one) Verbose() bool { return testing.Verbose() }
-
 type scripts struct {
 	engine *kit.Engine
 	ctx    context.Context
@@ -153,32 +116,8 @@ func (s *scripts) setup(env *testscript.Env) error {
 	env.Setenv("LANG", "C")
 	env.Setenv("PATH", s.bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 	env.Setenv("BIN", s.bin)
-	env.Defer(func() { s.clean(id) })
+	env.Defer(func() { s.engine.RemoveAll(fmt.Sprintf(`{"label":["com.docker.compose.project=%s"]}`, id)) })
 	return nil
-}
-
-// clean removes what a script left, by its project's label.
-func (s *scripts) clean(id string) {
-	a := s.engine.API
-	filter := url.QueryEscape(fmt.Sprintf(`{"label":["com.docker.compose.project=%s"]}`, id))
-	var containers []struct{ ID string }
-	if a.Call(s.ctx, "GET", "/containers/json?all=1&filters="+filter, nil, &containers) == nil {
-		for _, c := range containers {
-			_ = a.Call(s.ctx, "DELETE", "/containers/"+c.ID+"?force=1&v=1", nil, nil)
-		}
-	}
-	var networks []struct{ ID string }
-	if a.Call(s.ctx, "GET", "/networks?filters="+filter, nil, &networks) == nil {
-		for _, n := range networks {
-			_ = a.Call(s.ctx, "DELETE", "/networks/"+n.ID, nil, nil)
-		}
-	}
-	var volumes struct{ Volumes []struct{ Name string } }
-	if a.Call(s.ctx, "GET", "/volumes?filters="+filter, nil, &volumes) == nil {
-		for _, v := range volumes.Volumes {
-			_ = a.Call(s.ctx, "DELETE", "/volumes/"+v.Name+"?force=1", nil, nil)
-		}
-	}
 }
 
 // composeCommand runs berth compose: compose ARG…; its output is what stdout and stderr look at.
@@ -275,33 +214,4 @@ func interrupt(ts *testscript.TestScript, neg bool, args []string) {
 	if (err != nil) != neg {
 		ts.Fatalf("%v\n%s", err, read())
 	}
-}
-
-// registry starts docker-registry on a free loopback port and sets $REG.
-func registry(ts *testscript.TestScript, _ bool, _ []string) {
-	program, err := exec.LookPath("docker-registry")
-	ts.Check(err)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	ts.Check(err)
-	address := l.Addr().String()
-	ts.Check(l.Close())
-	work := ts.Getenv("WORK")
-	config := filepath.Join(work, "registry.yml")
-	ts.Check(os.WriteFile(config, []byte(fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage:\n  filesystem: {rootdirectory: %s}\n  delete: {enabled: true}\nhttp: {addr: %s}\n",
-		filepath.Join(work, "registry"), address)), 0o644))
-	cmd := exec.Command(program, "serve", config)
-	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
-	ts.Check(cmd.Start())
-	ts.Defer(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	ts.Check(kit.Until(10*time.Second, func() error {
-		c, err := net.Dial("tcp", address)
-		if err == nil {
-			err = c.Close()
-		}
-		return err
-	}))
-	ts.Setenv("REG", address)
 }
