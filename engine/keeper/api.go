@@ -129,6 +129,8 @@ type Process struct {
 	Created   bool              `json:"created,omitempty"`
 	Exit      *Exit             `json:"exit,omitempty"`
 	Cgroups   map[string]string `json:"cgroups,omitempty"`
+	// Inodes of the pipes of its output, by which they are found again.
+	Outputs [2]uint64 `json:"outputs,omitzero"`
 }
 
 // Exit is the end of a process. It is journaled until it is acknowledged.

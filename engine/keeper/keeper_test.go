@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -334,6 +335,39 @@ func TestANewKeeperAdoptsWhatADeadOneLeft(t *testing.T) {
 		t.Fatalf("%+v %v", again, err)
 	}
 	again.Close()
+}
+
+func TestOutputOutlivesKeeperAndDaemonAtOnce(t *testing.T) {
+	w := newWorld(t)
+	// A child alone has the pipe: the first process has sent its own output elsewhere.
+	pipes := w.run("c1", outputs, "sh", "-c", "(n=0; while :; do n=$((n+1)); echo $n; done) & exec sleep 1000 >/dev/null 2>&1")
+	text := make([]byte, 8<<10)
+	if _, err := io.ReadFull(pipes.Stdout, text); err != nil {
+		t.Fatal(err)
+	}
+	old := w.version().Pid
+	_ = w.client.Close()
+	pipes.Close()
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w.until("the keeper is gone", func() bool { return syscall.Kill(old, 0) != nil })
+	w.connect()
+	again, err := w.client.Pipes(context.Background(), keeper.Ref{ID: "c1"})
+	if err != nil || again.Stdout == nil || again.Stderr == nil {
+		t.Fatalf("%+v %v", again, err)
+	}
+	defer again.Close()
+	more := make([]byte, 256<<10) // more than a pipe holds: it still writes
+	if _, err := io.ReadFull(again.Stdout, more); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(string(text)+string(more), "\n")
+	for i, l := range lines[:len(lines)-1] {
+		if l != strconv.Itoa(i+1) {
+			t.Fatalf("line %d is %q", i+1, l)
+		}
+	}
 }
 
 func TestATerminalSurvivesTwoKeepers(t *testing.T) {

@@ -41,8 +41,10 @@ type process struct {
 	child child  // nil where adopted
 	watch *watch // nil where it had ended before it was found
 	pipes keeper.Pipes
-	fifos keeper.Fifos
-	gone  chan struct{} // closed when it has exited
+	// recovered says that pipes were found again, and that who holds the true ones may replace them.
+	recovered bool
+	fifos     keeper.Fifos
+	gone      chan struct{} // closed when it has exited
 }
 
 func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -45,6 +47,11 @@ func (p *process) open() (theirs []*os.File, err error) {
 	p.pipes.Stdout, out = stream(p.Streams.Stdout, false, p.fifos.Stdout)
 	p.pipes.Stderr, errs = stream(p.Streams.Stderr, false, p.fifos.Stderr)
 	p.Streams, _ = p.pipes.List()
+	for i, f := range []*os.File{p.pipes.Stdout, p.pipes.Stderr} {
+		if f != nil && err == nil {
+			p.Outputs[i], err = inode(f)
+		}
+	}
 	p.lib.Stdin, p.lib.Stdout, p.lib.Stderr = in, out, errs
 	return theirs, err
 }
@@ -70,7 +77,9 @@ func receiveTTY(socket *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fds[0]), "terminal"), nil
 }
 
-// pipe makes a stream; input goes to the process.
+// pipe makes a stream; input goes to the process. Its end of an output is open
+// for reading too: so the pipe and what is in it last as long as the process,
+// and a write of its own never fails, though keeper and daemon die at once.
 func pipe(input bool) (ours, their *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -80,7 +89,71 @@ func pipe(input bool) (ours, their *os.File, err error) {
 	if input {
 		return w, r, nil
 	}
-	return r, w, nil
+	both, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fds[1]), os.O_RDWR, 0)
+	if err = errors.Join(err, w.Close()); err != nil {
+		return nil, nil, errors.Join(err, r.Close())
+	}
+	return r, both, nil
+}
+
+func inode(f *os.File) (uint64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Sys().(*syscall.Stat_t).Ino, nil
+}
+
+// recoverOutputs opens the pipes of a process's output anew through processes
+// of its container that still have them. Input and terminals end with the last
+// who held them.
+func (c *container) recoverOutputs(p *process) {
+	if p.Outputs == [2]uint64{} {
+		return
+	}
+	pids, _ := c.lib.Processes() // without it there is the one
+	for _, pid := range append([]int{p.Pid}, pids...) {
+		dir := fmt.Sprintf("/proc/%d/fd", pid)
+		fds, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			for i, to := range []**os.File{&p.pipes.Stdout, &p.pipes.Stderr} {
+				if *to == nil && p.Outputs[i] != 0 {
+					*to = reopen(filepath.Join(dir, fd.Name()), p.Outputs[i])
+				}
+			}
+		}
+		if (p.pipes.Stdout != nil || p.Outputs[0] == 0) && (p.pipes.Stderr != nil || p.Outputs[1] == 0) {
+			break
+		}
+	}
+	p.Streams, _ = p.pipes.List()
+	p.recovered = p.Streams != keeper.StreamSet{}
+}
+
+// reopen gives a reading end of the pipe at a path of /proc, or nil where it is
+// another file: what a container's processes have open is theirs to choose.
+func reopen(path string, ino uint64) *os.File {
+	if name, err := os.Readlink(path); err != nil || name != fmt.Sprintf("pipe:[%d]", ino) {
+		return nil
+	}
+	at, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(at)
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	if unix.Fstat(at, &st) != nil || unix.Fstatfs(at, &fs) != nil || st.Ino != ino || fs.Type != unix.PIPEFS_MAGIC {
+		return nil
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", at), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "pipe")
 }
 
 // openFifo opens both ends of a client's fifo: the process's, and the opposite
