@@ -194,6 +194,69 @@ func TestStepsEqualThoseOfLibcontainer(t *testing.T) {
 	}
 }
 
+// lookAtTerminal prints what a process can see of its terminal.
+const lookAtTerminal = look + `
+echo terminal; tty; busybox stty size; busybox stty -a
+for f in /dev/console /dev/pts/ptmx /proc/self/fd/0; do busybox stat -L -c '%A %u %g %t %T %n' $f; done
+set -- $(busybox cut -d' ' -f5-8 /proc/$$/stat); echo group $(($1 == $$)) session $(($2 == $$)) terminal $3 foreground $(($4 == $$))
+`
+
+func TestTerminalsEqualThoseOfLibcontainer(t *testing.T) {
+	got := map[string][2]string{}
+	for _, way := range []string{"plan", "libcontainer"} {
+		t.Setenv("BERTH_KEEPER_STEPS", way)
+		w := newWorld(t)
+		if err := os.MkdirAll(filepath.Join(w.dir, "bound/file"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		s := w.ordinary("c")
+		s.Mounts = s.Mounts[:9]
+		s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Width: 77, Height: 33}
+		s.Process.User = specs.User{UID: 1000, GID: 1001}
+		s.Process.Args = []string{"sh", "-c", lookAtTerminal + "echo done; read x"}
+		ctx := context.Background()
+		started, p, err := w.client.Create(ctx, keeper.CreateRequest{ID: "c", Spec: s, Streams: keeper.StreamSet{TTY: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close()
+		if tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", started.Pid)); (len(tasks) == 1) != (way == "plan") {
+			t.Errorf("%s: the process had %d threads before its program", way, len(tasks))
+		}
+		if err := w.client.Start(ctx, "c"); err != nil {
+			t.Fatal(err)
+		}
+		process := *s.Process
+		process.Args = []string{"sh", "-c", lookAtTerminal + "echo done"}
+		first := until(t, p.TTY, "done\r\n")
+		_, x, err := w.client.Exec(ctx, keeper.ExecRequest{Ref: keeper.Ref{ID: "c", Exec: "e"}, Process: &process, Streams: keeper.StreamSet{TTY: true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer x.Close()
+		got[way] = [2]string{w.plain(first), w.plain(until(t, x.TTY, "done\r\n"))}
+	}
+	for i, what := range []string{"first process", "exec"} {
+		if d := cmp.Diff(strings.Split(got["libcontainer"][i], "\n"), strings.Split(got["plan"][i], "\n")); d != "" {
+			t.Errorf("%s (-libcontainer +plan):\n%s", what, d)
+		}
+	}
+}
+
+// until reads as far as the text ends so.
+func until(t *testing.T, from io.Reader, end string) string {
+	t.Helper()
+	text, b := []byte{}, make([]byte, 4096)
+	for !strings.HasSuffix(string(text), end) {
+		n, err := from.Read(b)
+		if err != nil {
+			t.Fatalf("%v after %q", err, text)
+		}
+		text = append(text, b[:n]...)
+	}
+	return string(text)
+}
+
 func TestStepsRefuseWhatLibcontainerRefuses(t *testing.T) {
 	links := func(link, target string) func(w *world) {
 		return func(w *world) {

@@ -57,7 +57,7 @@ func Join(c *configs.Config, p *libcontainer.Process, id string, in Place) (*os.
 	defer ours.Close()
 	defer theirs.Close()
 	first := 3 + len(p.ExtraFiles) + 1 // after the plan
-	plan, err := file(c, p, id, func(w *plan) {
+	plan, err := file(c, p, id, first+2+len(groups), func(w *plan) {
 		score := ""
 		if c.OomScoreAdj != nil {
 			score = strconv.Itoa(*c.OomScoreAdj)
@@ -73,6 +73,9 @@ func Join(c *configs.Config, p *libcontainer.Process, id string, in Place) (*os.
 	cmd.Args[0], cmd.Env = os.Args[0], []string{C.PLAN_JOINS + "=1"}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.Stdin, p.Stdout, p.Stderr
 	cmd.ExtraFiles = slices.Concat(p.ExtraFiles, []*os.File{plan, theirs, in.First}, groups)
+	if p.ConsoleSocket != nil {
+		cmd.ExtraFiles = append(cmd.ExtraFiles, p.ConsoleSocket)
+	}
 	if unified != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(unified.Fd())}
 	}

@@ -75,11 +75,11 @@ func File(c *configs.Config, p *libcontainer.Process, id string) (*os.File, erro
 	if !able() {
 		return nil, nil
 	}
-	return file(c, p, id, nil)
+	return file(c, p, id, 0, nil)
 }
 
-func file(c *configs.Config, p *libcontainer.Process, id string, join func(*plan)) (*os.File, error) {
-	b, err := write(c, p, id, join)
+func file(c *configs.Config, p *libcontainer.Process, id string, console int, join func(*plan)) (*os.File, error) {
+	b, err := write(c, p, id, console, join)
 	if err != nil || len(b) > C.PLAN_LIMIT {
 		return nil, nil // libcontainer says what is wrong, if anything is
 	}
@@ -111,9 +111,9 @@ var able = sync.OnceValue(func() bool {
 	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}) == nil
 })
 
-// write gives a plan, or errNotPlain. With join, that writes its first step
-// and nobody answers at the other end.
-func write(c *configs.Config, lp *libcontainer.Process, id string, join func(*plan)) ([]byte, error) {
+// write gives a plan, or errNotPlain. With join, that writes its first step,
+// console is the descriptor for a terminal, and nobody answers at the other end.
+func write(c *configs.Config, lp *libcontainer.Process, id string, console int, join func(*plan)) ([]byte, error) {
 	if !plainConfig(c) || !plainProcess(c, lp) {
 		return nil, errNotPlain
 	}
@@ -133,6 +133,8 @@ func write(c *configs.Config, lp *libcontainer.Process, id string, join func(*pl
 			return nil, err
 		}
 		p.finishRoot(c, lp)
+	} else {
+		p.terminal(lp, console)
 	}
 	noNew := c.NoNewPrivileges
 	if lp.NoNewPrivileges != nil {
@@ -205,7 +207,7 @@ func plainConfig(c *configs.Config) bool {
 
 func plainProcess(c *configs.Config, p *libcontainer.Process) bool {
 	text := append(append([]string{p.Cwd, c.Rootfs, c.Hostname, c.Domainname}, p.Args...), p.Env...)
-	return p.ConsoleSocket == nil && p.PidfdSocket == nil && p.Label == "" && p.Scheduler == nil && p.IOPriority == nil && p.CPUAffinity == nil &&
+	return p.PidfdSocket == nil && p.Label == "" && p.Scheduler == nil && p.IOPriority == nil && p.CPUAffinity == nil &&
 		len(p.AdditionalGroups) < 1024 && len(p.Args) > 0 && p.UID >= 0 && p.GID >= 0 &&
 		!slices.ContainsFunc(text, func(s string) bool { return strings.IndexByte(s, 0) >= 0 })
 }
@@ -256,6 +258,7 @@ func (p *plan) finishRoot(c *configs.Config, lp *libcontainer.Process) {
 	if lp.Cwd != "" {
 		p.add(C.STEP_FOLDER, nil, lp.Cwd)
 	}
+	p.terminal(lp, 0)
 	for _, m := range c.Mounts {
 		if m.Flags&unix.MS_RDONLY != 0 && (m.Device == "tmpfs" || path.Clean("/"+m.Destination) == "/dev") {
 			p.add(C.STEP_REMOUNT, num(uint64(m.Flags)), m.Destination)
@@ -288,6 +291,13 @@ func (p *plan) finishRoot(c *configs.Config, lp *libcontainer.Process) {
 			masked[clean] = true
 			p.add(C.STEP_MASK, nil, m)
 		}
+	}
+}
+
+// terminal goes to a descriptor, or with 0 to that which libcontainer names.
+func (p *plan) terminal(lp *libcontainer.Process, descriptor int) {
+	if lp.ConsoleSocket != nil {
+		p.add(C.STEP_TERMINAL, num(uint64(descriptor), uint64(lp.ConsoleWidth), uint64(lp.ConsoleHeight), truth(lp.Init)))
 	}
 }
 

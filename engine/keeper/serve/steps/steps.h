@@ -25,6 +25,7 @@ enum {
 	STEP_PIVOT,
 	STEP_NULL,
 	STEP_FOLDER,            // path
+	STEP_TERMINAL,          // descriptor of the socket that it goes to, 0 where libcontainer names it; columns, rows, on /dev/console too?
 	STEP_REMOUNT,           // MS_*; path
 	STEP_UMASK,             // mask
 	STEP_HOSTNAME,          // name

@@ -502,6 +502,63 @@ static void own_null(void)
 }
 
 // make_folders is mkdir -p inside the jail.
+// terminal makes a pair of the container's own, gives the keeper its master, and
+// puts the other end in the place of input and output.
+static void terminal(int socket, int columns, int rows, int on_console)
+{
+	struct stat st;
+	struct statfs fs;
+	char name[64];
+	int handle = open("/dev/pts/ptmx", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (handle < 0)
+		fail(errno, "open /dev/pts/ptmx");
+	// The image may have put anything there: it must be the one of devpts (fs/devpts/inode.c).
+	if (fstat(handle, &st) < 0 || fstatfs(handle, &fs) < 0)
+		fail(errno, "verify ptmx handle");
+	if (fs.f_type != DEVPTS_SUPER_MAGIC || st.st_ino != 2 || !S_ISCHR(st.st_mode) || st.st_rdev != makedev(5, 2))
+		fail(0, "verify ptmx handle: /dev/pts/ptmx is not the device of a devpts mount");
+	snprintf(name, sizeof(name), "self/fd/%d", handle);
+	int number = 0, unlocked = 0, master = openat(proc(), name, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (master < 0)
+		fail(errno, "reopen ptmx to get new pty pair");
+	close(handle);
+	if (ioctl(master, TIOCGPTN, &number) < 0 || ioctl(master, TIOCSPTLCK, &unlocked) < 0)
+		fail(errno, "unlock terminal");
+	int peer = ioctl(master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	if (peer < 0)
+		fail(errno, "failed to get peer end of newly-allocated console");
+	struct winsize size = {.ws_row = rows, .ws_col = columns};
+	if (rows && columns && ioctl(master, TIOCSWINSZ, &size) < 0)
+		fail(errno, "set size of terminal");
+	if (on_console) {
+		int at = open("/dev/console", O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
+		if (at < 0)
+			fail(errno, "create /dev/console mount target");
+		int tree = syscall(SYS_open_tree, peer, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+		if (tree < 0)
+			fail(errno, "mount /dev/console");
+		move(tree, "terminal", "/dev/console", at);
+	}
+	snprintf(name, sizeof(name), "/dev/pts/%d", number);
+	union {
+		struct cmsghdr head;
+		char room[CMSG_SPACE(sizeof(int))];
+	} rights = {.head = {.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+	memcpy(CMSG_DATA(&rights.head), &master, sizeof(master));
+	struct iovec text = {name, strlen(name)};
+	struct msghdr message = {.msg_iov = &text, .msg_iovlen = 1, .msg_control = &rights, .msg_controllen = sizeof(rights)};
+	if (sendmsg(socket, &message, MSG_NOSIGNAL) < 0)
+		fail(errno, "send terminal");
+	for (int fd = 0; fd < 3; fd++)
+		if (dup3(peer, fd, 0) < 0)
+			fail(errno, "put terminal in place");
+	close(socket);
+	close(master);
+	close(peer);
+	if (ioctl(0, TIOCSCTTY, 0) < 0)
+		fail(errno, "take controlling terminal");
+}
+
 static void make_folders(const char *path)
 {
 	char part[PATH_MAX];
@@ -775,6 +832,12 @@ static void finish(int first, const char *path, char **arguments, char **environ
 	fail(errno, "exec %s", path);
 }
 
+static int number(const char *name)
+{
+	const char *value = getenv(name);
+	return value ? atoi(value) : -1;
+}
+
 static void take(const struct step *s, const uint64_t *n, char **t)
 {
 	switch (s->op) {
@@ -810,6 +873,8 @@ static void take(const struct step *s, const uint64_t *n, char **t)
 		return own_null();
 	case STEP_FOLDER:
 		return make_folders(t[0]);
+	case STEP_TERMINAL:
+		return terminal(n[0] ? (int)n[0] : number("_LIBCONTAINER_CONSOLE"), n[1], n[2], n[3]);
 	case STEP_REMOUNT:
 		if (mount("", t[0], NULL, n[0] | MS_REMOUNT | MS_BIND | MS_RDONLY, NULL) < 0)
 			fail(errno, "remount %s read-only", t[0]);
@@ -865,12 +930,6 @@ static void take(const struct step *s, const uint64_t *n, char **t)
 		return;
 	}
 	fail(0, "unknown step %u", s->op);
-}
-
-static int number(const char *name)
-{
-	const char *value = getenv(name);
-	return value ? atoi(value) : -1;
 }
 
 // plan finds the plan among the inherited descriptors and maps it.
