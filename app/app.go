@@ -318,7 +318,7 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 	if err != nil {
 		return err
 	}
-	own := native.New(native.Options{Apps: d.apps, Events: d.events, Logger: log, Done: streams})
+	own := native.New(native.Options{Apps: d.apps, Mounts: builder, Events: d.events, Logger: log, Done: streams})
 	d.server = &http.Server{Handler: kit.Guard(doors(door, own), c.ownNames()...), ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	return nil
 }

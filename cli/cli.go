@@ -130,8 +130,11 @@ func newRoot(docker *command.DockerCli, b Build) (*dockercli.TopLevelCommand, *c
 	// The help of stacks asks the root for what ours has not.
 	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return nil }
 	for _, c := range cmd.Commands() {
-		if c.Name() == "build" {
+		switch c.Name() {
+		case "build":
 			cmd.RemoveCommand(c) // that of the classic builder
+		case "builder":
+			c.AddCommand(build.Cache(docker))
 		}
 	}
 	cmd.AddCommand(build.New(docker), doctor.New(docker.Out(), DefaultHost), compose.New(docker), library.New(docker))

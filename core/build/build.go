@@ -104,3 +104,31 @@ type PruneOptions struct {
 	UnusedFor                                 time.Duration
 	Filters                                   []string // "type==regular", …
 }
+
+// CacheMount is a folder that steps keep for one another (RUN --mount=type=cache).
+type CacheMount struct {
+	ID       string     `json:"id"`               // as the Dockerfile says it; behind a namespace where there is one
+	Key      string     `json:"key"`              // BuildKit's name: namespace, "/", id
+	Record   string     `json:"record"`           // the one thing of the cache; several may have one id
+	Target   string     `json:"target,omitempty"` // where the step that made it had it
+	Size     int64      `json:"size"`             // bytes; 0 while in use
+	HasBase  bool       `json:"has_base,omitempty"`
+	InUse    bool       `json:"in_use"`
+	Shared   bool       `json:"shared"` // with layers of images
+	Created  time.Time  `json:"created"`
+	LastUsed *time.Time `json:"last_used,omitempty"`
+	Uses     int        `json:"uses"`
+}
+
+// MountArchive is an archive of cache mounts, to be read once and closed.
+type MountArchive struct {
+	io.ReadCloser
+	Size    int64 // bytes
+	Skipped int   // sockets, pipes and devices that it does not hold
+}
+
+// MountImport says what becomes of an archive of cache mounts.
+type MountImport struct {
+	ID      string // of the one mount in the archive, in place of its own; needed for an archive that names none
+	Replace bool   // what is here under the same id goes
+}

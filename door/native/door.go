@@ -1,5 +1,6 @@
-// Package native is the door for Berth's own clients: applications and
-// operations over HTTP (docs/design/app.md). It decides nothing.
+// Package native is the door for Berth's own clients: applications, operations
+// (docs/design/app.md) and cache mounts (docs/design/build.md) over HTTP. It
+// decides nothing.
 package native
 
 import (
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/berth-project/berth/core/app"
+	"github.com/berth-project/berth/core/build"
 	"github.com/berth-project/berth/core/event"
 	"github.com/berth-project/berth/lib/fault"
 )
@@ -43,6 +45,13 @@ type Apps interface {
 	Cancel(operation string) error
 }
 
+// Mounts are the builder's cache mounts.
+type Mounts interface {
+	CacheMounts(ctx context.Context) ([]build.CacheMount, error)
+	ExportMounts(ctx context.Context, ids []string) (build.MountArchive, error)
+	ImportMounts(ctx context.Context, archive io.Reader, o build.MountImport) ([]build.CacheMount, error)
+}
+
 // Events is the daemon's bus.
 type Events interface {
 	Subscribe(ctx context.Context, since time.Time) ([]event.Event, <-chan event.Event)
@@ -51,6 +60,7 @@ type Events interface {
 // Options of a Door. All are needed.
 type Options struct {
 	Apps   Apps
+	Mounts Mounts
 	Events Events
 	Logger *slog.Logger
 	Done   context.Context // ends streams when the daemon stops
@@ -88,6 +98,9 @@ func New(o Options) *Door {
 		"GET /berth/v1/apps/{app}/history":              d.history,
 		"GET /berth/v1/apps/{app}/events":               d.events,
 		"POST /berth/v1/apps/{app}/jobs/{job}/run":      d.job,
+		"GET /berth/v1/builder/mounts":                  d.mounts,
+		"GET /berth/v1/builder/mounts/archive":          d.exportMounts,
+		"POST /berth/v1/builder/mounts/archive":         d.importMounts,
 		"GET /berth/v1/operations":                      d.operations,
 		"GET /berth/v1/operations/{operation}/progress": d.progress,
 		"DELETE /berth/v1/operations/{operation}":       d.cancel,
@@ -109,13 +122,18 @@ func (d *Door) wrap(h handler) http.Handler {
 			}
 		}()
 		if err := h(w, r); err != nil {
-			status := statusOf(err)
-			if status >= 500 {
-				d.o.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
-			}
-			refuse(w, status, err.Error())
+			d.fail(w, r, err)
 		}
 	})
+}
+
+// fail answers with an error.
+func (d *Door) fail(w http.ResponseWriter, r *http.Request, err error) {
+	status := statusOf(err)
+	if status >= 500 {
+		d.o.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
+	}
+	refuse(w, status, err.Error())
 }
 
 // statusOf gives the status of an error's class.

@@ -42,7 +42,8 @@ const labelGateway = "org.mobyproject.buildkit.worker.moby.host-gateway-ip"
 // node is BuildKit's worker over the engine's content, snapshots and leases.
 type node struct {
 	*base.Worker
-	o Options
+	o      Options
+	mounts *mountStore
 }
 
 func newNode(o Options, steps *executor) (*node, error) {
@@ -89,7 +90,9 @@ func newNode(o Options, steps *executor) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &node{Worker: w, o: o}, nil
+	mounts := &mountStore{Manager: w.CacheMgr}
+	w.CacheMgr = mounts // steps look for their cache mounts there
+	return &node{Worker: w, o: o, mounts: mounts}, nil
 }
 
 // policy bounds the cache as buildkitd does by default: old local sources and

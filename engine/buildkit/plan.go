@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,18 +26,11 @@ const maxDockerfile = 4 << 20
 // spool keeps a context on disk, without a name, until it is closed: BuildKit
 // reads it when it is ready for it.
 func (b *Builder) spool(r io.Reader) (*os.File, error) {
-	dir := filepath.Join(b.o.Root, "contexts")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.CreateTemp(dir, "context")
+	f, err := b.nameless("context")
 	if err != nil {
 		return nil, err
 	}
-	err = os.Remove(f.Name())
-	if err == nil {
-		_, err = io.Copy(f, r)
-	}
+	_, err = io.Copy(f, r)
 	if err == nil {
 		_, err = f.Seek(0, io.SeekStart)
 	}
@@ -92,10 +84,24 @@ func plan(f *os.File, r build.Request) []build.Instruction {
 	used := reachable(stages, r.Target)
 	for i, s := range stages {
 		if used[i] {
-			list = append(list, stagePlan(stages, i, s, len(stages) > 1)...)
+			list = append(list, stagePlan(stages, i, s, several(stages))...)
 		}
 	}
 	return list
+}
+
+// several tells whether BuildKit puts the name of a stage before its steps: it
+// counts what files are taken of, and an empty image for each other mount.
+func several(stages []instructions.Stage) bool {
+	return len(stages) > 1 || len(stages) == 1 && slices.ContainsFunc(stages[0].Commands, func(c instructions.Command) bool {
+		switch c := c.(type) {
+		case *instructions.CopyCommand:
+			return c.From != ""
+		case *instructions.RunCommand:
+			return len(instructions.GetMounts(c)) > 0
+		}
+		return false
+	})
 }
 
 func dockerfileOf(r io.Reader, name string) ([]byte, error) {

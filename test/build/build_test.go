@@ -55,7 +55,7 @@ func TestTheBuilderDoesWhatTheScriptsSay(t *testing.T) {
 				t.Parallel()
 				testscript.RunT(kit.One{T: t}, testscript.Params{
 					Files: []string{file}, Deadline: time.Now().Add(scriptLimit), RequireExplicitExec: true,
-					Setup: s.setup, Condition: s.condition, Cmds: map[string]func(*testscript.TestScript, bool, []string){"retry": retry, "serve": serve, "git-repo": repository, "registry": kit.RegistryCommand, "engine": s.another},
+					Setup: s.setup, Condition: s.condition, Cmds: map[string]func(*testscript.TestScript, bool, []string){"retry": retry, "serve": serve, "git-repo": repository, "registry": kit.RegistryCommand, "engine": s.another, "archive": kit.ArchiveCommand},
 				})
 			})
 		}

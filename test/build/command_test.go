@@ -58,7 +58,7 @@ func (s *scripts) another(ts *testscript.TestScript, _ bool, _ []string) {
 			ts.Logf("%v", err) // what it leaves shows when the first engine ends
 		}
 	})
-	ts.Check(e.LoadImages(ctx))
+	ts.Check(e.LoadBusybox(ctx))
 	ts.Setenv("DOCKER_HOST", "unix://"+e.Socket)
 	ts.Setenv("SOCK", e.Socket)
 	ts.Setenv("DATAROOT", e.DataRoot())

@@ -238,11 +238,7 @@ func (e *Engine) Env() []string { return append(os.Environ(), "DOCKER_HOST=unix:
 
 // LoadImages gives the engine busybox:test and true:test.
 func (e *Engine) LoadImages(ctx context.Context) error {
-	busybox, err := BusyboxFiles()
-	if err != nil {
-		return err
-	}
-	if err := e.API.Load(ctx, "busybox:test", Config{Cmd: []string{"sh"}, Env: []string{SearchPath}}, busybox); err != nil {
+	if err := e.LoadBusybox(ctx); err != nil {
 		return err
 	}
 	nothing, err := TrueFiles(Root())
@@ -250,6 +246,15 @@ func (e *Engine) LoadImages(ctx context.Context) error {
 		return err
 	}
 	return e.API.Load(ctx, "true:test", Config{Cmd: []string{"/true"}}, nothing)
+}
+
+// LoadBusybox gives the engine busybox:test.
+func (e *Engine) LoadBusybox(ctx context.Context) error {
+	files, err := BusyboxFiles()
+	if err != nil {
+		return err
+	}
+	return e.API.Load(ctx, "busybox:test", Config{Cmd: []string{"sh"}, Env: []string{SearchPath}}, files)
 }
 
 // Docker runs the docker client and returns what it printed on stdout.

@@ -1,6 +1,7 @@
 package kit
 
 import (
+	"archive/tar"
 	"errors"
 	"fmt"
 	"net/url"
@@ -106,4 +107,35 @@ func RegistryCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(stop)
 	ts.Setenv("REG", address)
 	ts.Setenv("REGDIR", filepath.Join(dir, "data"))
+}
+
+// ArchiveCommand is the scripts' "archive KIND FILE": it writes hostile and plain tar files.
+func ArchiveCommand(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: archive KIND FILE")
+	}
+	entries := map[string][]tar.Header{
+		"plain":    {{Name: "one", Mode: 0o644, Size: 4}},
+		"climb":    {{Name: "../../../../../../tmp/climbed-" + ts.Getenv("ID"), Mode: 0o644, Size: 4}},
+		"absolute": {{Name: "/tmp/climbed-" + ts.Getenv("ID"), Mode: 0o644, Size: 4}},
+		"link": {
+			{Name: "out", Linkname: "/", Typeflag: tar.TypeSymlink, Mode: 0o777},
+			{Name: "out/tmp/climbed-" + ts.Getenv("ID"), Mode: 0o644, Size: 4},
+		},
+		"hardlink": {{Name: "shadow", Linkname: "../../../../../../../../etc/shadow", Typeflag: tar.TypeLink, Mode: 0o644}},
+		"device":   {{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666}},
+	}[args[0]]
+	if entries == nil {
+		ts.Fatalf("unknown archive %s", args[0])
+	}
+	f, err := os.Create(ts.MkAbs(args[1]))
+	ts.Check(err)
+	defer f.Close()
+	w := tar.NewWriter(f)
+	for _, h := range entries {
+		ts.Check(w.WriteHeader(&h))
+		_, err := w.Write(make([]byte, h.Size))
+		ts.Check(err)
+	}
+	ts.Check(w.Close())
 }

@@ -1,11 +1,9 @@
 package script
 
 import (
-	"archive/tar"
 	"bytes"
 	"fmt"
 	"io"
-	"os"
 	"regexp"
 	"strings"
 
@@ -46,31 +44,4 @@ func (s *scripts) api(ts *testscript.TestScript, neg bool, args []string) {
 	if (resp.StatusCode >= 400) != neg {
 		ts.Fatalf("%s %s: %d %s", args[0], args[1], resp.StatusCode, text)
 	}
-}
-
-// archive writes hostile and plain tar files: archive KIND FILE.
-func archive(ts *testscript.TestScript, _ bool, args []string) {
-	entries := map[string][]tar.Header{
-		"plain":    {{Name: "one", Mode: 0o644, Size: 4}},
-		"climb":    {{Name: "../../../../../../tmp/climbed-" + ts.Getenv("ID"), Mode: 0o644, Size: 4}},
-		"absolute": {{Name: "/tmp/climbed-" + ts.Getenv("ID"), Mode: 0o644, Size: 4}},
-		"link": {
-			{Name: "out", Linkname: "/", Typeflag: tar.TypeSymlink, Mode: 0o777},
-			{Name: "out/tmp/climbed-" + ts.Getenv("ID"), Mode: 0o644, Size: 4},
-		},
-		"hardlink": {{Name: "shadow", Linkname: "../../../../../../../../etc/shadow", Typeflag: tar.TypeLink, Mode: 0o644}},
-	}[args[0]]
-	if entries == nil {
-		ts.Fatalf("unknown archive %s", args[0])
-	}
-	f, err := os.Create(path(ts, args[1]))
-	ts.Check(err)
-	defer f.Close()
-	w := tar.NewWriter(f)
-	for _, h := range entries {
-		ts.Check(w.WriteHeader(&h))
-		_, err := w.Write(make([]byte, h.Size))
-		ts.Check(err)
-	}
-	ts.Check(w.Close())
 }

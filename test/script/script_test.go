@@ -66,7 +66,7 @@ func TestTheEngineDoesWhatTheScriptsSay(t *testing.T) {
 					Setup:               s.setup,
 					Condition:           s.condition,
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){
-						"retry": retry, "until": until, "api": s.api, "archive": archive, "registry": kit.RegistryCommand,
+						"retry": retry, "until": until, "api": s.api, "archive": kit.ArchiveCommand, "registry": kit.RegistryCommand,
 					},
 				})
 			})
@@ -175,9 +175,4 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("until %v: %v\n%s", args, err, last)
 	}
 	fmt.Fprint(ts.Stdout(), last)
-}
-
-// path is a file of the script's own folder.
-func path(ts *testscript.TestScript, name string) string {
-	return filepath.Join(ts.Getenv("WORK"), name)
 }
