@@ -137,6 +137,7 @@ func (d Document) App() (*App, error) {
 			} else if _, ok := s.(map[string]any); !ok {
 				return nil, fault.Invalidf("%s.%s is no mapping", named, name)
 			}
+			optOut(m[name])
 		}
 	}
 	if err := loader.Transform(model, p); err != nil {
@@ -184,6 +185,34 @@ func (d Document) App() (*App, error) {
 		}
 	}
 	return &App{Project: p, EnvFiles: slices.Clone(d.EnvFiles), Files: d.Files}, nil
+}
+
+// optOut says again what is true unless said otherwise: JSON leaves it out,
+// and compose-go's types read what is left out as false.
+func optOut(container any) {
+	m, _ := container.(map[string]any)
+	each := func(key string, f func(map[string]any)) {
+		list, _ := m[key].([]any)
+		for _, v := range list {
+			if v, ok := v.(map[string]any); ok {
+				f(v)
+			}
+		}
+	}
+	truth := func(m map[string]any, key string) {
+		if _, said := m[key]; !said {
+			m[key] = true
+		}
+	}
+	each("volumes", func(v map[string]any) {
+		if b, ok := v["bind"].(map[string]any); ok {
+			truth(b, "create_host_path")
+		}
+	})
+	each("env_file", func(f map[string]any) { truth(f, "required") })
+	for _, hooks := range []string{"pre_start", "post_start", "pre_stop"} {
+		each(hooks, func(h map[string]any) { optOut(h) })
+	}
 }
 
 // integers turns whole numbers into ints, as a reader of YAML gives them.

@@ -531,13 +531,9 @@ func (r *run) arrived(ctx context.Context, ref, platform string) error {
 	if err != nil {
 		return err
 	}
-	var volumes []string
-	for _, v := range i.Config.Volumes {
-		volumes = append(volumes, path.Clean(v))
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.images[ref] = Image{ID: i.ID, Tagged: i.LastTagged, Volumes: volumes}
+	r.images[ref] = imageOf(i)
 	r.fresh[ref] = true
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -86,11 +85,7 @@ func (s *Service) observeImages(ctx context.Context, a *App, sep string, into ma
 		case err != nil:
 			return fmt.Errorf("look for the image %s: %w", ref, err)
 		}
-		var volumes []string
-		for _, v := range i.Config.Volumes {
-			volumes = append(volumes, path.Clean(v))
-		}
-		into[ref] = Image{ID: i.ID, Tagged: i.LastTagged, Volumes: volumes}
+		into[ref] = imageOf(i)
 		return nil
 	}
 	for _, name := range a.Project.ServiceNames() {

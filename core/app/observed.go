@@ -2,8 +2,11 @@ package app
 
 import (
 	"cmp"
+	"path"
 	"slices"
 	"time"
+
+	"github.com/berth-project/berth/core/image"
 )
 
 // Observed is what there is of one application, as its labels tell.
@@ -55,10 +58,28 @@ type ObservedVolume struct {
 
 // Image is one that is in the library.
 type Image struct {
-	ID      string    `json:"id"`
+	ID      string    `json:"id"`                // of its configuration
+	Digest  string    `json:"digest,omitempty"`  // of its manifest, where it has one
 	Tagged  time.Time `json:"tagged,omitzero"`   // when it came under its name
 	Volumes []string  `json:"volumes,omitempty"` // paths its VOLUME names
 }
+
+// imageOf is what is known of an image that is here.
+func imageOf(i image.Image) Image {
+	o := Image{ID: i.ID, Digest: i.Manifest.Digest, Tagged: i.LastTagged}
+	for _, v := range i.Config.Volumes {
+		o.Volumes = append(o.Volumes, path.Clean(v))
+	}
+	return o
+}
+
+// label is what docker compose 5.6.0 records of an image with a container: the
+// digest of the manifest where the engine tells it, as ours does.
+func (i Image) label() string { return cmp.Or(i.Digest, i.ID) }
+
+// is tells whether a container that recorded label was made from this image:
+// older docker composes record the configuration's id.
+func (i Image) is(label string) bool { return label == i.ID || label == i.label() }
 
 // sort brings an observation into the one order that plans are made from.
 func (o *Observed) sort() {

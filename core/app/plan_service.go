@@ -143,7 +143,7 @@ func imageVolumes(s types.ServiceConfig, images map[string]Image) string {
 	var list []string
 	for _, v := range s.Volumes {
 		if i, ok := images[v.Source]; ok && v.Type == types.VolumeTypeImage {
-			list = append(list, v.Target+"="+i.ID)
+			list = append(list, v.Target+"="+i.label())
 		}
 	}
 	slices.Sort(list)
@@ -201,7 +201,7 @@ func (v *serviceView) obsolete(c ObservedContainer) string {
 	if c.Hash != v.hash {
 		return "the configuration has changed"
 	}
-	if image, ok := v.in.Observed.Images[v.imageName(v.s)]; ok && c.Image != image.ID {
+	if image, ok := v.in.Observed.Images[v.imageName(v.s)]; ok && !image.is(c.Image) {
 		return "the image " + v.imageName(v.s) + " has changed"
 	}
 	resolved := v.s

@@ -61,7 +61,7 @@ func (m *maker) spec(w wish) (container.Spec, error) {
 	image := ImageName(p.Name, w.service, m.sep)
 	labels[LabelHash] = hash
 	if i, ok := m.images[image]; ok {
-		labels[LabelImage] = i.ID
+		labels[LabelImage] = i.label()
 	}
 	if v := imageVolumes(s, m.images); v != "" {
 		labels[LabelImageVolumes] = v
