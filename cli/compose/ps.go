@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"regexp"
 	"slices"
 	"strconv"
@@ -208,6 +209,10 @@ type publisher struct {
 	TargetPort    int
 	PublishedPort int
 	Protocol      string
+}
+
+func (p publisher) String() string {
+	return fmt.Sprintf("%d/%s -> %s", p.TargetPort, p.Protocol, net.JoinHostPort(p.URL, strconv.Itoa(p.PublishedPort)))
 }
 
 func publishers(c container.Summary) []publisher {

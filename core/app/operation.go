@@ -61,6 +61,13 @@ func (o *operation) tell(p Progress) {
 	o.more = make(chan struct{})
 }
 
+// endedAt is zero while it runs.
+func (o *operation) endedAt() time.Time {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.Ended
+}
+
 // step tells how one step stands.
 func (o *operation) step(s Step, status Status, container, text string) {
 	if status == Done {

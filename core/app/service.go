@@ -60,6 +60,8 @@ func New(ctx context.Context, o Options) (*Service, error) {
 		s.records[r.Name] = r
 	}
 	s.clock = newClock(s)
+	s.work.Add(1)
+	go s.heed()
 	return s, nil
 }
 
@@ -94,6 +96,16 @@ func (s *Service) change(ctx context.Context, name string, f func(r *Record)) (R
 	return r, nil
 }
 
+// lane holds the token of an application's operations.
+func (s *Service) lane(app string) chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lanes[app] == nil {
+		s.lanes[app] = make(chan struct{}, 1)
+	}
+	return s.lanes[app]
+}
+
 // begin starts an operation; it waits for its turn among those of its application.
 func (s *Service) begin(app, verb string, f func(ctx context.Context, op *operation) Result) (*operation, error) {
 	ctx, cancel := context.WithCancel(s.ctx)
@@ -103,11 +115,6 @@ func (s *Service) begin(app, verb string, f func(ctx context.Context, op *operat
 		s.mu.Unlock()
 		cancel()
 		return nil, fault.Unavailablef("the daemon is stopping")
-	}
-	lane := s.lanes[app]
-	if lane == nil {
-		lane = make(chan struct{}, 1)
-		s.lanes[app] = lane
 	}
 	s.operations = append(s.operations, op)
 	if len(s.operations) > operationLimit {
@@ -120,6 +127,7 @@ func (s *Service) begin(app, verb string, f func(ctx context.Context, op *operat
 	}
 	s.work.Add(1)
 	s.mu.Unlock()
+	lane := s.lane(app)
 	go func() {
 		defer s.work.Done()
 		defer cancel()
@@ -658,10 +666,8 @@ func (s *Service) down(ctx context.Context, op *operation, name string, a *App, 
 			rec.Journal = journal
 			if len(r.Services) == 0 {
 				rec.Current, rec.Services = 0, nil
-			} else if rec.Services == nil && a != nil {
-				rec.Services = slices.DeleteFunc(a.Project.ServiceNames(), func(n string) bool { return slices.Contains(r.Services, n) })
 			} else {
-				rec.Services = slices.DeleteFunc(slices.Clone(rec.Services), func(n string) bool { return slices.Contains(r.Services, n) })
+				rec.leave(a, r.Services)
 			}
 		}); err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -64,7 +65,9 @@ func TestComposeDoesWhatTheScriptsSay(t *testing.T) {
 					Setup:               s.setup,
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){
 						"compose": composeCommand, "until": until, "interrupt": interrupt, "registry": kit.RegistryCommand,
+						"compose5": real("COMPOSE5"), "compose1": real("COMPOSE1"), "snapshot": snapshot,
 					},
+					Condition: condition,
 				})
 			})
 		}
@@ -116,6 +119,9 @@ func (s *scripts) setup(env *testscript.Env) error {
 	env.Setenv("LANG", "C")
 	env.Setenv("PATH", s.bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 	env.Setenv("BIN", s.bin)
+	// The real clients: docker compose v5.6.0 and docker-compose 1.29.2; "" where one is missing.
+	env.Setenv("COMPOSE5", found(filepath.Join(os.Getenv("BERTH_TEST_BIN"), "tools", "docker-compose")))
+	env.Setenv("COMPOSE1", found("/usr/bin/docker-compose"))
 	env.Defer(func() { s.engine.RemoveAll(fmt.Sprintf(`{"label":["com.docker.compose.project=%s"]}`, id)) })
 	return nil
 }
@@ -129,6 +135,77 @@ func composeCommand(ts *testscript.TestScript, neg bool, args []string) {
 	case err != nil && !neg:
 		ts.Fatalf("%v", err)
 	}
+}
+
+// found gives the path of a program, "" where it is not there.
+func found(path string) string {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return ""
+	}
+	if _, err := os.Stat(path); err != nil {
+		return ""
+	}
+	return path
+}
+
+// condition tells of the real clients: [compose5], [compose1]. They skip by themselves where they are missing.
+func condition(cond string) (bool, error) {
+	switch cond {
+	case "compose5":
+		return found(filepath.Join(os.Getenv("BERTH_TEST_BIN"), "tools", "docker-compose")) != "", nil
+	case "compose1":
+		return found("/usr/bin/docker-compose") != "", nil
+	}
+	return false, fmt.Errorf("unknown condition %q", cond)
+}
+
+// real runs one of the real clients: compose5 ARG… or compose1 ARG….
+func real(variable string) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		err := ts.Exec(ts.Getenv(variable), args...)
+		switch {
+		case err == nil && neg:
+			ts.Fatalf("unexpected success")
+		case err != nil && !neg:
+			ts.Fatalf("%v", err)
+		}
+	}
+}
+
+// snapshot writes what there is of the project, with ids and times of start,
+// into a file: two that are equal say that nothing was made anew or started
+// again between them. snapshot FILE [SERVICE…]
+func snapshot(ts *testscript.TestScript, _ bool, args []string) {
+	filter := "label=com.docker.compose.project=" + ts.Getenv("COMPOSE_PROJECT_NAME")
+	docker := func(args ...string) string {
+		cmd := exec.Command("docker", args...)
+		cmd.Env = append(os.Environ(), "DOCKER_HOST="+ts.Getenv("DOCKER_HOST"))
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			ts.Fatalf("docker %v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	var b strings.Builder
+	inspect := func(kind, format string, ids string) {
+		if ids := strings.Fields(ids); len(ids) > 0 {
+			lines := strings.Split(strings.TrimSpace(docker(append([]string{kind, "inspect", "-f", format}, ids...)...)), "\n")
+			slices.Sort(lines)
+			fmt.Fprintf(&b, "%s\n", strings.Join(lines, "\n"))
+		}
+	}
+	container := "{{.Name}} {{.Id}} {{.State.Status}} {{.State.StartedAt}} {{.RestartCount}}"
+	if services := args[1:]; len(services) > 0 {
+		for _, s := range services {
+			inspect("container", container, docker("ps", "-aq", "--filter", filter, "--filter", "label=com.docker.compose.service="+s))
+		}
+	} else {
+		inspect("container", container, docker("ps", "-aq", "--filter", filter))
+		inspect("network", "{{.Name}} {{.Id}}", docker("network", "ls", "-q", "--filter", filter))
+		inspect("volume", "{{.Name}} {{.CreatedAt}}", docker("volume", "ls", "-q", "--filter", filter))
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(b.String()), 0o644))
 }
 
 // until runs a program until its output matches: until REGEX PROGRAM ARG…
