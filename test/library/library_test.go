@@ -1,6 +1,7 @@
 // Package library makes the official images with the real command and a real
-// engine, and examines them. Packages are fetched before the tests enter their
-// namespaces, where no mirror can be reached.
+// engine, examines them, and runs applications that stand on them (app/).
+// Packages are fetched before the tests enter their namespaces, where no mirror
+// can be reached; what the applications' own builds fetch comes by a window.
 package library
 
 import (
@@ -14,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +24,10 @@ import (
 	"github.com/berth-project/berth/test/kit"
 )
 
-var all = flag.Bool("all", false, "make and examine all images of the library, not a few")
+var (
+	all    = flag.Bool("all", false, "make and examine all images of the library, not a few")
+	chosen = flag.String("images", "", "make and examine these images, separated by commas")
+)
 
 // few are images that are made quickly.
 var few = []string{"debian", "busybox", "hello-world", "redis", "memcached", "nginx", "httpd", "python"}
@@ -34,7 +39,7 @@ const (
 )
 
 // fetchLimit bounds the wait for a mirror.
-const fetchLimit = 10 * time.Minute
+const fetchLimit = 20 * time.Minute
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -67,17 +72,28 @@ func prepare(dir string) string {
 		}
 	}
 	_ = os.Setenv(binVar, berth)
+	if err := openWindow(dir); err != nil {
+		return err.Error()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), fetchLimit)
 	defer cancel()
-	args := []string{"library", "fetch"}
-	if !*all {
-		args = append(args, few...)
-	}
+	args := append([]string{"library", "fetch"}, asked()...)
 	if out, err := exec.CommandContext(ctx, berth, args...).CombinedOutput(); err != nil {
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 		return "packages cannot be fetched: " + lines[len(lines)-1]
 	}
 	return ""
+}
+
+// asked names the images to make, none for all.
+func asked() []string {
+	switch {
+	case *all:
+		return nil
+	case *chosen != "":
+		return strings.Split(*chosen, ",")
+	}
+	return few
 }
 
 // made is what `berth library build` and `test` say of an image.
@@ -104,7 +120,7 @@ func berth(t *testing.T, e *kit.Engine, args ...string) []made {
 	return list
 }
 
-func TestTheImagesPassTheirChecksAndAreReproducible(t *testing.T) {
+func TestTheImagesPassTheirChecksAreReproducibleAndCarryApplications(t *testing.T) {
 	if reason := os.Getenv(skipVar); reason != "" {
 		kit.Skip(t, "%s", reason)
 	}
@@ -120,19 +136,18 @@ func TestTheImagesPassTheirChecksAndAreReproducible(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	args := []string{"library", "test", "--offline", "--format", "json"}
+	args := append([]string{"library", "test", "--offline", "--format", "json"}, asked()...)
 	if *all {
 		args = append(args, "--all")
-	} else {
-		args = append(args, few...)
 	}
 	images := berth(t, engine, args...)
-	if len(images) < len(few) {
+	if len(images) < len(asked()) || len(images) == 0 {
 		t.Fatalf("%d images were examined", len(images))
 	}
 	ids := map[string]string{}
+	var names []string
 	for _, image := range images {
-		ids[image.Name] = image.ID
+		ids[image.Name], names = image.ID, append(names, image.Name)
 		t.Run(image.Name, func(t *testing.T) {
 			if len(image.Checks) != len(checkup.Names) {
 				t.Errorf("%d checks were made, should be %d", len(image.Checks), len(checkup.Names))
@@ -144,12 +159,13 @@ func TestTheImagesPassTheirChecksAndAreReproducible(t *testing.T) {
 			}
 		})
 	}
-	again := []string{"redis"}
-	if *all {
-		again = nil
-		for name := range ids {
-			again = append(again, name)
-		}
+	sample := names[0]
+	if slices.Contains(names, "redis") {
+		sample = "redis"
+	}
+	again := []string{sample}
+	if *all || *chosen != "" {
+		again = names
 	}
 	t.Run("made twice, the digest is the same", func(t *testing.T) {
 		for _, image := range berth(t, engine, append([]string{"library", "build", "--offline", "--force", "--format", "json"}, again...)...) {
@@ -163,17 +179,18 @@ func TestTheImagesPassTheirChecksAndAreReproducible(t *testing.T) {
 	})
 	lock := filepath.Join(t.TempDir(), "lock")
 	t.Run("what is up to date is left alone", func(t *testing.T) {
-		for _, image := range berth(t, engine, "library", "build", "--offline", "--write-lock", lock, "--format", "json", "redis") {
+		for _, image := range berth(t, engine, "library", "build", "--offline", "--write-lock", lock, "--format", "json", sample) {
 			if image.Fresh || ids[image.Name] != image.ID {
 				t.Errorf("%+v", image)
 			}
 		}
 	})
 	t.Run("locked versions give the same image", func(t *testing.T) {
-		for _, image := range berth(t, engine, "library", "build", "--offline", "--lock", lock, "--format", "json", "redis") {
+		for _, image := range berth(t, engine, "library", "build", "--offline", "--lock", lock, "--format", "json", sample) {
 			if image.Fresh || ids[image.Name] != image.ID {
 				t.Errorf("%+v", image)
 			}
 		}
 	})
+	t.Run("application", func(t *testing.T) { applications(t, engine, names) })
 }
