@@ -24,9 +24,9 @@ const (
 	scriptLimit = 15 * time.Minute
 )
 
-// applications runs the scripts of app/: each is an application as a public
+// runApplications runs the scripts of app/: each is an application as a public
 // project writes it, built and run from images of the library.
-func applications(t *testing.T, e *kit.Engine, made []string) {
+func runApplications(t *testing.T, e *kit.Engine) {
 	kit.Need(t, "docker", "curl")
 	files, err := filepath.Glob("app/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -43,11 +43,13 @@ func applications(t *testing.T, e *kit.Engine, made []string) {
 			t.Fatal(err)
 		}
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			for _, name := range images(text) {
-				if !slices.Contains(made, name) {
-					t.Skipf("%s is made with -all", name)
+			names := images(text)
+			for _, name := range names {
+				if !*all && !slices.Contains(asked(), name) {
+					t.Skipf("%s is made by make test-library", name)
 				}
 			}
+			berth(t, e, append([]string{"library", "build", "--offline", "--format", "json"}, names...)...)
 			testscript.RunT(one{t}, testscript.Params{
 				Files: []string{file}, Deadline: time.Now().Add(kit.Stretch(scriptLimit)), RequireExplicitExec: true,
 				Setup: func(env *testscript.Env) error { return setup(env, e, world) },

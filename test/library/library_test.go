@@ -120,7 +120,7 @@ func berth(t *testing.T, e *kit.Engine, args ...string) []made {
 	return list
 }
 
-func TestTheImagesPassTheirChecksAreReproducibleAndCarryApplications(t *testing.T) {
+func TestTheLibrary(t *testing.T) {
 	if reason := os.Getenv(skipVar); reason != "" {
 		kit.Skip(t, "%s", reason)
 	}
@@ -136,6 +136,13 @@ func TestTheImagesPassTheirChecksAreReproducibleAndCarryApplications(t *testing.
 			t.Error(err)
 		}
 	})
+	t.Run("image", func(t *testing.T) { examineImages(t, engine) })
+	t.Run("application", func(t *testing.T) { runApplications(t, engine) })
+}
+
+// examineImages: the images pass their checks, and are the same when they are
+// made again.
+func examineImages(t *testing.T, engine *kit.Engine) {
 	args := append([]string{"library", "test", "--offline", "--format", "json"}, asked()...)
 	if *all {
 		args = append(args, "--all")
@@ -192,5 +199,4 @@ func TestTheImagesPassTheirChecksAreReproducibleAndCarryApplications(t *testing.
 			}
 		}
 	})
-	t.Run("application", func(t *testing.T) { applications(t, engine, names) })
 }
