@@ -36,7 +36,7 @@ func runApplications(t *testing.T, e *kit.Engine) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	world := "http://" + gateway + ":" + lead(t)
+	window := gateway + ":" + lead(t)
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
@@ -52,7 +52,7 @@ func runApplications(t *testing.T, e *kit.Engine) {
 			berth(t, e, append([]string{"library", "build", "--offline", "--format", "json"}, names...)...)
 			testscript.RunT(one{t}, testscript.Params{
 				Files: []string{file}, Deadline: time.Now().Add(kit.Stretch(scriptLimit)), RequireExplicitExec: true,
-				Setup: func(env *testscript.Env) error { return setup(env, e, world) },
+				Setup: func(env *testscript.Env) error { return setup(env, e, window) },
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
 					"images": func(*testscript.TestScript, bool, []string) {}, "compose": compose, "until": until,
 				},
@@ -83,9 +83,10 @@ func (o one) Verbose() bool { return testing.Verbose() }
 
 // setup is a person's environment behind a proxy: the docker client's
 // configuration names it for builds, the variables where the registries are.
-func setup(env *testscript.Env, e *kit.Engine, world string) error {
+func setup(env *testscript.Env, e *kit.Engine, window string) error {
 	home := filepath.Join(env.WorkDir, ".home")
-	config := fmt.Sprintf(`{"proxies": {"default": {"httpProxy": %q}}}`, world)
+	host, _, _ := strings.Cut(window, ":")
+	config := fmt.Sprintf(`{"proxies": {"default": {"httpProxy": "http://%s", "noProxy": %q}}}`, window, host)
 	if err := os.MkdirAll(filepath.Join(home, ".docker"), 0o755); err != nil {
 		return err
 	}
@@ -94,7 +95,7 @@ func setup(env *testscript.Env, e *kit.Engine, world string) error {
 	}
 	for k, v := range map[string]string{
 		"HOME": home, "LANG": "C", "DOCKER_HOST": "unix://" + e.Socket, "PATH": filepath.Dir(os.Getenv(binVar)) + ":" + os.Getenv("PATH"),
-		"GOPROXY": world + "/go", "GONOSUMDB": "*", "NPM_CONFIG_REGISTRY": world + "/npm/",
+		"GOPROXY": "http://" + window + "/go", "GONOSUMDB": "*", "NPM_CONFIG_REGISTRY": "http://" + window + "/",
 	} {
 		env.Setenv(k, v)
 	}

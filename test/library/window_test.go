@@ -9,10 +9,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/url"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,10 +24,11 @@ const windowVar = "BERTH_LIBRARY_TEST_WINDOW"
 // maxKept bounds what the window keeps of one address, in bytes.
 const maxKept = 64 << 20
 
-// window is what the builds of the applications see of the world: the mirror
-// of Debian's packages as a proxy, and the Go proxy and the npm registry below
-// /go/ and /npm/. Its server is outside of the tests' namespaces; a socket in
-// the file system leads to it.
+// window is what the builds of the applications see of the world: it is a proxy
+// to the mirror of Debian's packages, has the Go proxy below /go/, and answers
+// anything else as the npm registry, whose clients replace a host, not a path.
+// Its server is outside of the tests' namespaces; a socket in the file system
+// leads to it.
 type window struct {
 	proxy http.Handler
 	cache string // folder of what never changes at its address
@@ -35,7 +36,6 @@ type window struct {
 
 var (
 	debianHosts = []string{"deb.debian.org", "security.debian.org"}
-	registries  = map[string]string{"/go/": "https://proxy.golang.org", "/npm/": "https://registry.npmjs.org"}
 	unchanging  = []string{".deb", ".tgz", ".zip", ".mod", ".info"}
 )
 
@@ -50,29 +50,26 @@ func openWindow(dir string) error {
 	if err != nil {
 		return err
 	}
-	w := &window{cache: filepath.Join(cache, "berth", "window"), proxy: &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		for below, registry := range registries {
-			if rest, ok := strings.CutPrefix(r.In.URL.Path, below); ok {
-				to, _ := url.Parse(registry)
-				r.Out.URL.Scheme, r.Out.URL.Host, r.Out.URL.Path, r.Out.URL.RawPath = to.Scheme, to.Host, "/"+rest, ""
-				r.Out.Host = to.Host
-				// Bodies are kept as they are.
-				r.Out.Header.Del("Accept-Encoding")
-			}
-		}
-	}}}
+	w := &window{cache: filepath.Join(cache, "berth", "window"), proxy: &httputil.ReverseProxy{Rewrite: registry}}
 	go func() { _ = http.Serve(l, w) }()
 	return os.Setenv(windowVar, at)
 }
 
+// registry leads what is asked of the window itself to one of the registries.
+func registry(r *httputil.ProxyRequest) {
+	if r.In.URL.Host != "" {
+		return
+	}
+	u := r.Out.URL
+	u.Scheme, u.Host = "https", "registry.npmjs.org"
+	if rest, ok := strings.CutPrefix(u.Path, "/go/"); ok {
+		u.Host, u.Path, u.RawPath = "proxy.golang.org", "/"+rest, ""
+	}
+	r.Out.Host = u.Host
+}
+
 func (w *window) ServeHTTP(out http.ResponseWriter, r *http.Request) {
-	inside := false
-	for below := range registries {
-		inside = inside || strings.HasPrefix(r.URL.Path, below)
-	}
-	for _, h := range debianHosts {
-		inside = inside || r.URL.Host == h
-	}
+	inside := r.URL.Host == "" || slices.Contains(debianHosts, r.URL.Host)
 	if !inside || r.Method != http.MethodGet && r.Method != http.MethodHead {
 		http.Error(out, "the tests do not lead to "+r.URL.String(), http.StatusForbidden)
 		return
