@@ -1,9 +1,9 @@
 package library
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -130,20 +130,19 @@ func lead(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
 		for {
 			c, err := l.Accept()
-			if errors.Is(err, net.ErrClosed) {
+			if err != nil {
 				return
 			}
-			if err != nil {
-				continue
-			}
-			running.Go(func() { join(c) })
+			running.Go(func() { join(ctx, c) })
 		}
 	})
 	t.Cleanup(func() {
+		stop()
 		_ = l.Close()
 		running.Wait()
 	})
@@ -154,10 +153,10 @@ func lead(t *testing.T) string {
 	return port
 }
 
-// join copies both ways until either side ends.
-func join(c net.Conn) {
+// join copies both ways until either side ends, or the tests.
+func join(ctx context.Context, c net.Conn) {
 	defer c.Close()
-	to, err := net.Dial("unix", os.Getenv(windowVar))
+	to, err := new(net.Dialer).DialContext(ctx, "unix", os.Getenv(windowVar))
 	if err != nil {
 		return
 	}
@@ -169,5 +168,8 @@ func join(c net.Conn) {
 			ended <- struct{}{}
 		}()
 	}
-	<-ended
+	select {
+	case <-ended:
+	case <-ctx.Done():
+	}
 }
