@@ -29,6 +29,18 @@ type Place struct {
 	Cgroups map[string]string // folders by controller, "" is version 2
 }
 
+// joining says at which descriptors a process finds what it needs to join.
+// The files of its cgroups follow that of the container's first process.
+type joining struct{ pipe, first, groups, console int }
+
+func (p *plan) join(c *configs.Config, j *joining) {
+	score := ""
+	if c.OomScoreAdj != nil {
+		score = strconv.Itoa(*c.OomScoreAdj)
+	}
+	p.add(C.STEP_JOIN, num(uint64(j.pipe), uint64(j.first), namespaces(), uint64(j.groups)), score)
+}
+
 // answerLimit bounds what a process says before its program, in bytes.
 const answerLimit = 64 << 10
 
@@ -56,14 +68,8 @@ func Join(c *configs.Config, p *libcontainer.Process, id string, in Place) (*os.
 	}
 	defer ours.Close()
 	defer theirs.Close()
-	first := 3 + len(p.ExtraFiles) + 1 // after the plan
-	plan, err := file(c, p, id, first+2+len(groups), func(w *plan) {
-		score := ""
-		if c.OomScoreAdj != nil {
-			score = strconv.Itoa(*c.OomScoreAdj)
-		}
-		w.add(C.STEP_JOIN, num(uint64(first), uint64(first+1), namespaces(), uint64(len(groups))), score)
-	})
+	pipe := 3 + len(p.ExtraFiles) + 1 // after the plan
+	plan, err := file(c, p, id, &joining{pipe: pipe, first: pipe + 1, groups: len(groups), console: pipe + 2 + len(groups)})
 	if err != nil || plan == nil {
 		return nil, err
 	}

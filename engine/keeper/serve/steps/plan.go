@@ -75,11 +75,11 @@ func File(c *configs.Config, p *libcontainer.Process, id string) (*os.File, erro
 	if !able() {
 		return nil, nil
 	}
-	return file(c, p, id, 0, nil)
+	return file(c, p, id, nil)
 }
 
-func file(c *configs.Config, p *libcontainer.Process, id string, console int, join func(*plan)) (*os.File, error) {
-	b, err := write(c, p, id, console, join)
+func file(c *configs.Config, p *libcontainer.Process, id string, j *joining) (*os.File, error) {
+	b, err := write(c, p, id, j)
 	if err != nil || len(b) > C.PLAN_LIMIT {
 		return nil, nil // libcontainer says what is wrong, if anything is
 	}
@@ -111,15 +111,17 @@ var able = sync.OnceValue(func() bool {
 	return unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}) == nil
 })
 
-// write gives a plan, or errNotPlain. With join, that writes its first step,
-// console is the descriptor for a terminal, and nobody answers at the other end.
-func write(c *configs.Config, lp *libcontainer.Process, id string, console int, join func(*plan)) ([]byte, error) {
+// write gives a plan, or errNotPlain. A process that joins by itself has
+// nobody at the other end who answers; j is nil for others.
+func write(c *configs.Config, lp *libcontainer.Process, id string, j *joining) ([]byte, error) {
 	if !plainConfig(c) || !plainProcess(c, lp) {
 		return nil, errNotPlain
 	}
 	p := &plan{b: []byte(C.PLAN_MAGIC)}
-	if join != nil {
-		join(p)
+	console := 0
+	if j != nil {
+		p.join(c, j)
+		console = j.console
 	}
 	if !c.NoNewKeyring {
 		p.add(C.STEP_KEYRING, num(truth(lp.Init), 0x80000), "_ses."+id)
@@ -146,7 +148,7 @@ func write(c *configs.Config, lp *libcontainer.Process, id string, console int, 
 	if !lp.Init && c.Umask != nil {
 		p.add(C.STEP_UMASK, num(uint64(*c.Umask)))
 	}
-	if join != nil {
+	if j != nil {
 		p.limits(c, lp)
 	}
 	p.add(C.STEP_READY, nil)
