@@ -127,6 +127,11 @@ func serve(ctx context.Context, c Config, b Build, log *slog.Logger, level *slog
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
+	// Who reads the log may go away. Caught and dropped, not ignored: what is
+	// ignored stays ignored in every program that is started.
+	broken := make(chan os.Signal, 1)
+	signal.Notify(broken, syscall.SIGPIPE)
+	defer signal.Stop(broken)
 	started := time.Now()
 	d := &daemon{c: c, given: c, log: log, level: level, events: &event.Bus{}}
 	defer d.close()

@@ -223,3 +223,35 @@ func TestAConfigurationThatContradictsIsRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestTheDaemonOutlivesWhoReadsItsLog(t *testing.T) {
+	dir := filepath.Join(kit.Root(), "unread")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(dir, "log") // where kit sends the daemon's output
+	if err := syscall.Mkfifo(log, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := os.OpenFile(log, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, file := configured(t, "unread", `{}`)
+	if err := reader.Close(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, file, `{"debug": true}`)
+	if err := syscall.Kill(e.Pid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if err := kit.Until(limit, func() error {
+		var i struct{ Debug bool }
+		if err := e.API.Call(context.Background(), http.MethodGet, "/info", nil, &i); err != nil || !i.Debug {
+			return fmt.Errorf("not read again: %v", err)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
