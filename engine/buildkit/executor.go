@@ -53,7 +53,6 @@ type step struct {
 	spec  *specs.Spec
 	root  string
 	ready chan struct{} // closed when it runs, or never will
-	err   error         // why it does not
 	execs int
 }
 
@@ -162,7 +161,6 @@ func (x *executor) Run(ctx context.Context, id string, root bk.Mount, mounts []b
 		x.mu.Lock()
 		delete(x.steps, id)
 		x.mu.Unlock()
-		s.err = err
 		tell()
 	}()
 	done, err := x.prepare(ctx, id, s, root, mounts, p.Meta)
@@ -321,7 +319,9 @@ func (x *executor) mountRoot(ctx context.Context, dir string, root bk.Mount, u *
 	if err := mount.All(mounts, at); err != nil {
 		return "", fmt.Errorf("mount root: %w", err)
 	}
-	u.add(func() error { return unix.Unmount(at, unix.UMOUNT_NOFOLLOW) })
+	// Detached where somebody on the host still looks into it: what is removed
+	// next must not be the files in the mount.
+	u.add(func() error { return unix.Unmount(at, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) })
 	return at, nil
 }
 

@@ -2,11 +2,13 @@ package buildkit
 
 import (
 	"context"
+	"fmt"
 	"path"
 
 	"github.com/moby/buildkit/client/llb"
 	dockerfile "github.com/moby/buildkit/frontend/dockerfile/builder"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/result"
 
 	"github.com/berth-project/berth/format/include"
 )
@@ -18,18 +20,21 @@ const maxIncluded = 1 << 20
 // sees the Dockerfile with what it includes.
 func buildDockerfile(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
 	res, err := dockerfile.Build(ctx, &including{Client: c})
-	if res == nil {
-		return res, err
+	if err != nil {
+		return nil, err
 	}
-	if r, ok := res.Ref.(*expanded); ok {
-		res.Ref = r.Reference
-	}
-	for k, v := range res.Refs {
-		if r, ok := v.(*expanded); ok {
-			res.Refs[k] = r.Reference
+	return plainly(res)
+}
+
+// plainly gives a result BuildKit's own references, those of attestations too:
+// it takes no others back.
+func plainly(res *gateway.Result) (*gateway.Result, error) {
+	return result.ConvertResult(res, func(r gateway.Reference) (gateway.Reference, error) {
+		if e, ok := r.(*expanded); ok {
+			return e.Reference, nil
 		}
-	}
-	return res, err
+		return r, nil
+	})
 }
 
 // including looks at what the frontend reads.
@@ -73,8 +78,7 @@ func (r *expanded) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byt
 // read gives another file beside the Dockerfile: of the same tree, or of the
 // client's folder, of which only the Dockerfile has come.
 func (r *expanded) read(ctx context.Context, opts map[string]string, file string) ([]byte, error) {
-	want := gateway.ReadRequest{Filename: file, Range: &gateway.FileRange{Length: maxIncluded}}
-	text, err := r.Reference.ReadFile(ctx, want)
+	text, err := small(ctx, r.Reference, file)
 	if err == nil {
 		return text, nil
 	}
@@ -99,5 +103,14 @@ func (r *expanded) read(ctx context.Context, opts map[string]string, file string
 	if err != nil || ref == nil {
 		return nil, err
 	}
-	return ref.ReadFile(ctx, want)
+	return small(ctx, ref, file)
+}
+
+// small reads a file of at most maxIncluded bytes; a longer one is an error.
+func small(ctx context.Context, ref gateway.Reference, file string) ([]byte, error) {
+	text, err := ref.ReadFile(ctx, gateway.ReadRequest{Filename: file, Range: &gateway.FileRange{Length: maxIncluded + 1}})
+	if err == nil && len(text) > maxIncluded {
+		return nil, fmt.Errorf("longer than %d bytes", maxIncluded)
+	}
+	return text, err
 }
