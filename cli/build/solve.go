@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -52,7 +51,9 @@ func (o options) solve(docker command.Cli, where string) (so client.SolveOpt, cl
 	}
 	switch o.network {
 	case "", "default":
-	case "host", "none":
+	case "none":
+		attrs["force-network-mode"] = o.network
+	case "host":
 		attrs["force-network-mode"] = o.network
 		so.AllowedEntitlements = append(so.AllowedEntitlements, "network.host")
 	default:
@@ -276,7 +277,7 @@ func (o options) context(docker command.Cli, so *client.SolveOpt, where string) 
 	case "":
 		file = filepath.Join(where, "Dockerfile")
 	case "-":
-		text, err := io.ReadAll(io.LimitReader(docker.In(), maxDockerfile))
+		text, err := readDockerfile(docker.In())
 		if err != nil {
 			return cleanup, err
 		}
@@ -288,6 +289,14 @@ func (o options) context(docker command.Cli, so *client.SolveOpt, where string) 
 
 // maxDockerfile bounds a Dockerfile from stdin, in bytes.
 const maxDockerfile = 4 << 20
+
+func readDockerfile(r io.Reader) ([]byte, error) {
+	text, err := io.ReadAll(io.LimitReader(r, maxDockerfile+1))
+	if err == nil && len(text) > maxDockerfile {
+		err = fmt.Errorf("the Dockerfile from stdin is longer than %d bytes", maxDockerfile)
+	}
+	return text, err
+}
 
 func remote(where string) bool {
 	if strings.HasPrefix(where, "http://") || strings.HasPrefix(where, "https://") {
@@ -332,7 +341,7 @@ func (o options) stdin(r io.Reader, so *client.SolveOpt, local func(name, dir st
 		so.Session = append(so.Session, session.Attachable(up))
 		return func() {}, nil
 	}
-	text, err := io.ReadAll(io.LimitReader(in, maxDockerfile))
+	text, err := readDockerfile(in)
 	if err != nil {
 		return func() {}, err
 	}
@@ -360,11 +369,7 @@ func (o options) report(docker command.Cli, resp map[string]string) error {
 	if o.metadataFile == "" {
 		return nil
 	}
-	all := map[string]any{}
-	for k, v := range maps.All(resp) {
-		all[k] = v
-	}
-	b, err := json.MarshalIndent(all, "", "  ")
+	b, err := json.MarshalIndent(resp, "", "  ")
 	if err != nil {
 		return err
 	}

@@ -215,9 +215,6 @@ func buildRequest(r *request) (build.Request, error) {
 	default:
 		req.Context = r.Body
 	}
-	if req.Version == 2 && req.Session == "" {
-		req.Version = 2 // told as BuildKit tells, whatever the context is
-	}
 	return req, nil
 }
 

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -117,6 +118,15 @@ func (b *Builder) boot() (_ *running, err error) {
 		return nil, err
 	}
 	version.Version = release() // BuildKit's own build sets it
+	var opened []io.Closer
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, c := range slices.Backward(opened) {
+			_ = c.Close() // or the next try waits for its lock for ever
+		}
+	}()
 	r := &running{stop: make(chan struct{})}
 	if r.sessions, err = session.NewManager(); err != nil {
 		return nil, err
@@ -124,6 +134,7 @@ func (b *Builder) boot() (_ *running, err error) {
 	if r.worker, err = newNode(b.o, b.steps); err != nil {
 		return nil, err
 	}
+	opened = append(opened, r.worker)
 	workers := &worker.Controller{}
 	if err := workers.Add(r.worker); err != nil {
 		return nil, err
@@ -137,10 +148,12 @@ func (b *Builder) boot() (_ *running, err error) {
 	if err != nil {
 		return nil, err
 	}
+	opened = append(opened, cache)
 	history, err := boltutil.SafeOpen(filepath.Join(b.o.Root, "history.db"), 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, NoFreelistSync: true})
 	if err != nil {
 		return nil, err
 	}
+	opened = append(opened, history)
 	exports, imports := remoteCaches(r.sessions, r.worker, b.o.Hosts)
 	kept := int64(maxHistory)
 	r.controller, err = control.NewController(control.Opt{

@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -88,7 +89,7 @@ func newNode(o Options, steps *executor) (*node, error) {
 		MetadataStore: md, MountPoolRoot: filepath.Join(o.Run, mountsDir),
 	})
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, md.Close())
 	}
 	mounts := &mountStore{Manager: w.CacheMgr}
 	w.CacheMgr = mounts // steps look for their cache mounts there
