@@ -57,7 +57,8 @@ func at(r *inroot.Root, name string) (st unix.Stat_t, err error) {
 			return st, err
 		}
 		defer f.Close()
-		return st, unix.Fstat(int(f.Fd()), &st)
+		err = unix.Fstat(int(f.Fd()), &st)
+		return st, err
 	}
 	dir, base, err := r.Parent(name)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -268,6 +269,30 @@ func TestUntarPlacesEntries(t *testing.T) {
 				t.Error(d)
 			}
 		})
+	}
+}
+
+func TestAnArchiveWithHolesIsRefused(t *testing.T) {
+	from := t.TempDir()
+	if err := os.WriteFile(filepath.Join(from, "f"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(from, "f"), 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"gnu", "pax"} {
+		bomb, err := exec.Command("tar", "--sparse", "--format="+format, "-C", from, "-c", "f").Output()
+		if err != nil || len(bomb) > 1<<20 {
+			t.Fatal(len(bomb), err)
+		}
+		f, root := engine(t), t.TempDir()
+		err = f.Untar(context.Background(), root, "/", bytes.NewReader(bomb), container.UntarOptions{})
+		if err == nil || !strings.Contains(err.Error(), "stored with holes") {
+			t.Errorf("%s: %v", format, err)
+		}
+		if left := tree(t, root); left != nil {
+			t.Errorf("%s left %v", format, left)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package files
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"io"
 	"io/fs"
 	"path"
@@ -109,9 +110,9 @@ func (t *walker) add(name, as string, depth int) error {
 }
 
 func (t *walker) file(name string, h *tar.Header) error {
-	f, err := t.r.OpenFile(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if notThere(err) {
-		return nil
+	f, err := t.r.OpenRegular(name, unix.O_NOFOLLOW)
+	if notThere(err) || errors.Is(err, inroot.ErrNotRegular) {
+		return nil // changed under us
 	}
 	if err != nil {
 		return err
@@ -120,9 +121,6 @@ func (t *walker) file(name string, h *tar.Header) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
-	}
-	if !info.Mode().IsRegular() {
-		return nil // changed under us
 	}
 	h.Typeflag, h.Size = tar.TypeReg, info.Size()
 	value := make([]byte, maxXattr)

@@ -66,22 +66,40 @@ func (r *Root) Parent(name string) (dir *os.File, base string, err error) {
 	return dir, path.Base(name), err
 }
 
-// ReadFile reads a regular file of at most limit bytes. A file that is no
-// regular one, or is longer, is an error: nothing of a container may stall
-// its reader or fill its memory.
-func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
-	f, err := r.OpenFile(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+// ErrNotRegular says that a file is a folder, a device, a pipe or the like.
+var ErrNotRegular = errors.New("not a regular file")
+
+// OpenRegular opens a regular file to be read; flags may be O_NOFOLLOW. What
+// else is there is not opened: to open a device may act on the host.
+func (r *Root) OpenRegular(name string, flags int) (*os.File, error) {
+	pinned, err := r.OpenFile(name, unix.O_PATH|flags, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
+	defer pinned.Close()
+	info, err := pinned.Stat()
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
+		return nil, &fs.PathError{Op: "open", Path: name, Err: ErrNotRegular}
 	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", pinned.Fd()), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// ReadFile reads a regular file of at most limit bytes. A file that is no
+// regular one, or is longer, is an error: nothing of a container may stall
+// its reader or fill its memory.
+func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
+	f, err := r.OpenRegular(name, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, err

@@ -1,9 +1,12 @@
 package inroot
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestNoLinkLeavesTheTree(t *testing.T) {
@@ -28,6 +31,33 @@ func TestNoLinkLeavesTheTree(t *testing.T) {
 		if b, err := r.ReadFile(name, 100); err == nil {
 			t.Errorf("%s read %q", name, b)
 		}
+	}
+}
+
+func TestADeviceIsNotOpened(t *testing.T) {
+	tree := t.TempDir()
+	// A number that no driver has: to open it fails in another way than to look at it.
+	if err := unix.Mknod(filepath.Join(tree, "device"), unix.S_IFCHR|0o600, int(unix.Mkdev(511, 1))); err != nil {
+		t.Skip("device nodes cannot be made here:", err)
+	}
+	if err := unix.Mkfifo(filepath.Join(tree, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("device", filepath.Join(tree, "link")); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Open(tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for _, name := range []string{"device", "link", "pipe", "."} {
+		if _, err := r.ReadFile(name, 10); !errors.Is(err, ErrNotRegular) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := r.OpenRegular("link", unix.O_NOFOLLOW); !errors.Is(err, ErrNotRegular) {
+		t.Errorf("the link itself: %v", err)
 	}
 }
 
