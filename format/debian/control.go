@@ -28,10 +28,17 @@ func ReadStanzas(r io.Reader, want []string, fn func(Stanza) error) error {
 	}
 	b := bufio.NewReaderSize(r, 256<<10)
 	s, last, n := Stanza{}, "", 0
+	var value []byte // of the field last, as far as it was read
+	keep := func() {
+		if last != "" {
+			s[last] = string(value)
+		}
+	}
 	end := func() error {
 		if n == 0 {
 			return nil
 		}
+		keep()
 		whole := s
 		s, last, n = Stanza{}, "", 0
 		return fn(whole)
@@ -68,15 +75,16 @@ func ReadStanzas(r io.Reader, want []string, fn func(Stanza) error) error {
 			if last == "" {
 				break
 			}
-			if len(s[last])+len(line) > maxField {
+			if len(value)+len(line) > maxField {
 				return fmt.Errorf("line %d: field %s is longer than %d bytes", number, last, maxField)
 			}
-			s[last] += "\n" + strings.TrimSpace(string(line))
+			value = append(append(value, '\n'), bytes.TrimSpace(line)...)
 		default:
 			colon := bytes.IndexByte(line, ':')
 			if colon <= 0 {
 				return fmt.Errorf("line %d: no field name", number)
 			}
+			keep()
 			n++
 			name := strings.ToLower(string(line[:colon]))
 			if strings.ContainsAny(name, " \t") {
@@ -89,8 +97,7 @@ func ReadStanzas(r io.Reader, want []string, fn func(Stanza) error) error {
 			if _, twice := s[name]; twice {
 				return fmt.Errorf("line %d: field %s twice", number, name)
 			}
-			last = name
-			s[name] = strings.TrimSpace(string(line[colon+1:]))
+			last, value = name, append(value[:0], bytes.TrimSpace(line[colon+1:])...)
 		}
 		if last1 {
 			return end()

@@ -97,6 +97,7 @@ func (d *Deb) control(r io.Reader) error {
 	defer plain.Close()
 	t := tar.NewReader(bounded(plain, maxControl))
 	d.Scripts = map[string][]byte{}
+	left := int64(maxControl) // what members say of their size counts: they may have holes
 	for n := 0; ; n++ {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
@@ -114,6 +115,9 @@ func (d *Deb) control(r io.Reader) error {
 		name := path.Clean(h.Name)
 		if strings.Contains(name, "/") {
 			return fmt.Errorf("member %q in a folder", h.Name)
+		}
+		if left -= h.Size; left < 0 {
+			return errTooLarge
 		}
 		body, err := io.ReadAll(t)
 		if err != nil {
@@ -140,6 +144,7 @@ func (d *Deb) control(r io.Reader) error {
 // body is valid during the call.
 func (d *Deb) Files(fn func(h *tar.Header, body io.Reader) error) error {
 	t := tar.NewReader(bounded(d.data, maxData))
+	left := int64(maxData)
 	for n := 0; ; n++ {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
@@ -153,6 +158,9 @@ func (d *Deb) Files(fn func(h *tar.Header, body io.Reader) error) error {
 		}
 		if h.Name, err = below(h.Name); err != nil {
 			return err
+		}
+		if left -= h.Size; left < 0 {
+			return errTooLarge
 		}
 		switch h.Typeflag {
 		case tar.TypeLink:
@@ -181,6 +189,8 @@ func below(name string) (string, error) {
 	return clean, nil
 }
 
+var errTooLarge = errors.New("unpacks to more than the limit")
+
 // bounded fails, rather than ends, behind n bytes.
 func bounded(r io.Reader, n int64) io.Reader { return &limit{r, n} }
 
@@ -191,7 +201,7 @@ type limit struct {
 
 func (l *limit) Read(p []byte) (int, error) {
 	if l.n <= 0 {
-		return 0, fmt.Errorf("unpacks to more than the limit")
+		return 0, errTooLarge
 	}
 	if int64(len(p)) > l.n {
 		p = p[:l.n]

@@ -4,8 +4,12 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -159,17 +163,25 @@ func TestABadIndexIsRefused(t *testing.T) {
 	}
 }
 
-// deb builds a .deb for tests.
-func deb(control string, files ...tar.Header) []byte {
+// pack makes a .deb of two archives.
+func pack(control, data []byte) []byte {
 	var b bytes.Buffer
 	b.WriteString("!<arch>\n")
-	member := func(name string, body []byte) {
-		fmt.Fprintf(&b, "%-16s%-12d%-6d%-6d%-8s%-10d`\n", name, 1700000000, 0, 0, "100644", len(body))
-		b.Write(body)
-		if len(body)%2 == 1 {
+	for _, m := range []struct {
+		name string
+		body []byte
+	}{{"debian-binary", []byte("2.0\n")}, {"control.tar.gz", control}, {"data.tar.gz", data}} {
+		fmt.Fprintf(&b, "%-16s%-12d%-6d%-6d%-8s%-10d`\n", m.name, 1700000000, 0, 0, "100644", len(m.body))
+		b.Write(m.body)
+		if len(m.body)%2 == 1 {
 			b.WriteByte('\n')
 		}
 	}
+	return b.Bytes()
+}
+
+// deb builds a .deb for tests.
+func deb(control string, files ...tar.Header) []byte {
 	archive := func(headers []tar.Header, bodies ...string) []byte {
 		var z bytes.Buffer
 		g := gzip.NewWriter(&z)
@@ -187,10 +199,7 @@ func deb(control string, files ...tar.Header) []byte {
 		_ = g.Close()
 		return z.Bytes()
 	}
-	member("debian-binary", []byte("2.0\n"))
-	member("control.tar.gz", archive([]tar.Header{{Name: "./control", Typeflag: tar.TypeReg}}, control))
-	member("data.tar.gz", archive(files))
-	return b.Bytes()
+	return pack(archive([]tar.Header{{Name: "./control", Typeflag: tar.TypeReg}}, control), archive(files))
 }
 
 func list(b []byte) ([]string, error) {
@@ -237,6 +246,48 @@ func TestAHostileDebIsRefused(t *testing.T) {
 		if _, err := list(b); err == nil {
 			t.Error(name, "was read")
 		}
+	}
+}
+
+func TestADebWithHugeHolesIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	holes := func(size int64) []byte {
+		if err := os.WriteFile(filepath.Join(dir, "control"), []byte("Package: a\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "holes"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(filepath.Join(dir, "holes"), size); err != nil {
+			t.Fatal(err)
+		}
+		b, err := exec.Command("tar", "--sparse", "--format=pax", "-C", dir, "-c", "control", "holes").Output()
+		if err != nil || len(b) > 1<<20 {
+			t.Fatal(len(b), err)
+		}
+		return b
+	}
+	small := holes(1 << 10)
+	if _, err := list(pack(small, small)); err != nil {
+		t.Error("small holes:", err)
+	}
+	if _, err := list(pack(holes(maxControl+1), small)); !errors.Is(err, errTooLarge) {
+		t.Error("control archive:", err)
+	}
+	if _, err := list(pack(small, holes(maxData+1))); !errors.Is(err, errTooLarge) {
+		t.Error("data archive:", err)
+	}
+}
+
+func TestALongFieldIsReadInTime(t *testing.T) {
+	const lines = 400_000
+	text := "Package: a\nDepends: x\n" + strings.Repeat(" y\n", lines) + "Source: b\n"
+	var got Stanza
+	if err := ReadStanzas(strings.NewReader(text), nil, func(s Stanza) error { got = s; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if want := "x" + strings.Repeat("\ny", lines); got.Get("Depends") != want || got.Get("Source") != "b" || got.Get("Package") != "a" {
+		t.Errorf("%d bytes of %d", len(got.Get("Depends")), len(want))
 	}
 }
 
