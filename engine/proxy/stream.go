@@ -74,15 +74,16 @@ func serveUDP(at netip.AddrPort, to *atomic.Pointer[netip.AddrPort]) (stop func(
 	if err != nil {
 		return nil, err
 	}
-	u := &packets{l: l, to: to, peers: map[netip.AddrPort]net.Conn{}}
+	u := &packets{l: l, to: to, peers: map[netip.AddrPort]way{}}
 	u.done.Add(1)
 	go u.read()
 	return func() {
 		_ = l.Close()
 		u.mu.Lock()
-		for _, c := range u.peers {
-			_ = c.Close()
+		for _, w := range u.peers {
+			_ = w.Close()
 		}
+		u.peers = nil // the packet at hand opens none
 		u.mu.Unlock()
 		u.done.Wait()
 	}, nil
@@ -95,7 +96,13 @@ type packets struct {
 	done sync.WaitGroup
 
 	mu    sync.Mutex
-	peers map[netip.AddrPort]net.Conn
+	peers map[netip.AddrPort]way // nil when stopped
+}
+
+// way is a peer's socket and where it leads.
+type way struct {
+	net.Conn
+	to netip.AddrPort
 }
 
 func (u *packets) read() {
@@ -115,20 +122,29 @@ func (u *packets) read() {
 func (u *packets) peer(peer netip.AddrPort) net.Conn {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if c := u.peers[peer]; c != nil || len(u.peers) >= maxPeers {
-		return c
+	to := *u.to.Load()
+	w, known := u.peers[peer]
+	switch {
+	case u.peers == nil, !known && len(u.peers) >= maxPeers:
+		return nil
+	case known && w.to == to:
+		return w
+	case known:
+		_ = w.Close() // another container has taken the port over
 	}
-	c, err := dial("udp", *u.to.Load())
+	c, err := dial("udp", to)
 	if err != nil {
+		delete(u.peers, peer)
 		return nil
 	}
-	u.peers[peer] = c
+	w = way{c, to}
+	u.peers[peer] = w
 	u.done.Add(1)
-	go u.answer(peer, c)
-	return c
+	go u.answer(peer, w)
+	return w
 }
 
-func (u *packets) answer(peer netip.AddrPort, c net.Conn) {
+func (u *packets) answer(peer netip.AddrPort, c way) {
 	defer u.done.Done()
 	b := make([]byte, packetBytes)
 	for {
@@ -143,6 +159,8 @@ func (u *packets) answer(peer netip.AddrPort, c net.Conn) {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	delete(u.peers, peer)
+	if u.peers[peer] == c {
+		delete(u.peers, peer)
+	}
 	_ = c.Close()
 }
