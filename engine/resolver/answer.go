@@ -16,6 +16,7 @@ import (
 
 // handler answers the queries of one sandbox.
 type handler struct {
+	ctx     context.Context // ends with the sandbox
 	sandbox string
 	names   network.Names
 	log     *slog.Logger
@@ -131,7 +132,7 @@ func (h *handler) forward(q *dns.Msg, transport string) *dns.Msg {
 	if len(servers) == 0 {
 		return new(dns.Msg).SetRcode(q, dns.RcodeNameError)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), queryTimeout)
+	ctx, cancel := context.WithTimeout(h.ctx, queryTimeout)
 	defer cancel()
 	each := queryTimeout / time.Duration(len(servers))
 	var refused *dns.Msg
@@ -173,6 +174,7 @@ func (h *handler) ask(ctx context.Context, q *dns.Msg, transport, server string,
 		return nil, err
 	}
 	defer c.Close()
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })() // the exchange itself heeds deadlines alone
 	m, _, err := client.ExchangeWithConnContext(ctx, q, c)
 	return m, err
 }

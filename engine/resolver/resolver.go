@@ -3,6 +3,7 @@
 package resolver
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,7 @@ type Resolver struct {
 // server is the resolver of one sandbox.
 type server struct {
 	ns       *os.File
+	cancel   func() // ends the queries under way
 	udp, tcp *dns.Server
 	done     sync.WaitGroup
 }
@@ -66,9 +68,10 @@ func (r *Resolver) Serve(sandbox, path string, names network.Names) error {
 	if err := r.redirect(ns, uint16(udp), uint16(tcp)); err != nil {
 		return errors.Join(err, packets.Close(), stream.Close(), ns.Close())
 	}
-	h := &handler{sandbox: sandbox, names: names, log: r.log, ns: ns, slots: make(chan struct{}, maxQueries)}
+	ctx, cancel := context.WithCancel(context.Background())
+	h := &handler{ctx: ctx, sandbox: sandbox, names: names, log: r.log, ns: ns, slots: make(chan struct{}, maxQueries)}
 	idle := func() time.Duration { return idleTimeout }
-	s := &server{ns: ns, udp: &dns.Server{PacketConn: packets, Handler: h, UDPSize: dns.DefaultMsgSize}, tcp: &dns.Server{Listener: stream, Handler: h, IdleTimeout: idle}}
+	s := &server{ns: ns, cancel: cancel, udp: &dns.Server{PacketConn: packets, Handler: h, UDPSize: dns.DefaultMsgSize}, tcp: &dns.Server{Listener: stream, Handler: h, IdleTimeout: idle}}
 	for _, d := range []*dns.Server{s.udp, s.tcp} {
 		s.done.Add(1)
 		go func() {
@@ -125,6 +128,7 @@ func (s *server) stop() {
 	if s == nil {
 		return
 	}
+	s.cancel()
 	_ = s.udp.PacketConn.Close()
 	_ = s.tcp.Listener.Close()
 	s.done.Wait()
