@@ -170,7 +170,7 @@ func (l *Links) masters(bridge string) map[int]bool {
 			name, _, _ = shardNames(bridge, i)
 		}
 		index, err := l.bridge(name)
-		if err != nil && i > 0 {
+		if err != nil {
 			break
 		}
 		all[index] = true

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -97,20 +98,39 @@ func (f *Firewall) hangUp() {
 }
 
 // Add lets more through, in one transaction.
-func (f *Firewall) Add(r core.Rules) error {
+func (f *Firewall) Add(r core.Rules) error { return f.Switch(core.Rules{}, r) }
+
+// Remove takes that back.
+func (f *Firewall) Remove(r core.Rules) error { return f.Switch(r, core.Rules{}) }
+
+// Switch takes gone back and lets fresh through in one transaction: a port that
+// is in both is never without a rule.
+func (f *Firewall) Switch(gone, fresh core.Rules) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	fresh := map[string][]nftables.SetElement{}
-	for _, e := range f.entries(r) {
-		if f.note(e) {
-			fresh[e.set] = append(fresh[e.set], e.elements...)
+	out, in := elements{}, elements{}
+	for _, e := range f.entries(gone) {
+		s := f.model[e.set][e.key]
+		if s == nil {
+			continue
+		}
+		if s.n--; s.n == 0 {
+			delete(f.model[e.set], e.key)
+			out[e.set] = append(out[e.set], s.elements...)
 		}
 	}
-	if err := f.change(fresh, (*nftables.Conn).SetAddElements); err != nil {
+	for _, e := range f.entries(fresh) {
+		if f.note(e) {
+			in[e.set] = append(in[e.set], e.elements...)
+		}
+	}
+	if err := f.change(out, in); err != nil {
 		return err
 	}
-	f.forgetFlows(r)
-	if len(r.Networks) > 0 {
+	if err := forgetFlows(slices.Concat(gone.Ports, fresh.Ports)); err != nil {
+		f.log.Warn("connections of UDP ports not forgotten", "error", err)
+	}
+	if len(gone.Networks)+len(fresh.Networks) > 0 {
 		f.tryCoexist()
 	}
 	return nil
@@ -131,88 +151,13 @@ func (f *Firewall) note(e entry) bool {
 	return true
 }
 
-// Remove takes that back.
-func (f *Firewall) Remove(r core.Rules) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	gone := map[string][]nftables.SetElement{}
-	for _, e := range f.entries(r) {
-		s := f.model[e.set][e.key]
-		if s == nil {
-			continue
-		}
-		if s.n--; s.n == 0 {
-			delete(f.model[e.set], e.key)
-			gone[e.set] = append(gone[e.set], s.elements...)
-		}
-	}
-	if err := f.change(gone, (*nftables.Conn).SetDeleteElements); err != nil {
-		return err
-	}
-	f.forgetFlows(r)
-	if len(r.Networks) > 0 {
-		f.tryCoexist()
-	}
-	return nil
-}
+// elements are those of one change, by set.
+type elements map[string][]nftables.SetElement
 
-// Switch takes gone back and lets fresh through in one transaction: a port that
-// is in both is never without a rule.
-func (f *Firewall) Switch(gone, fresh core.Rules) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	out, in := map[string][]nftables.SetElement{}, map[string][]nftables.SetElement{}
-	for _, e := range f.entries(gone) {
-		s := f.model[e.set][e.key]
-		if s == nil {
-			continue
-		}
-		if s.n--; s.n == 0 {
-			delete(f.model[e.set], e.key)
-			out[e.set] = append(out[e.set], s.elements...)
-		}
-	}
-	for _, e := range f.entries(fresh) {
-		if f.note(e) {
-			in[e.set] = append(in[e.set], e.elements...)
-		}
-	}
-	c, err := f.dial()
-	if err != nil {
-		return err
-	}
-	sets := f.sets()
-	for _, change := range []struct {
-		elements map[string][]nftables.SetElement
-		send     func(*nftables.Set, []nftables.SetElement) error
-	}{{out, c.SetDeleteElements}, {in, c.SetAddElements}} {
-		for name, list := range change.elements {
-			if err := inBatches(list, func(part []nftables.SetElement) error { return change.send(sets[name], part) }); err != nil {
-				return err
-			}
-		}
-	}
-	if err := c.Flush(); err != nil {
-		f.hangUp()
-		f.log.Warn("firewall table differs from what was written", "table", f.name, "error", err)
-		if err := f.write(); err != nil {
-			return err
-		}
-	}
-	f.forgetFlows(gone)
-	return nil
-}
-
-func (f *Firewall) forgetFlows(r core.Rules) {
-	if err := forgetFlows(r.Ports); err != nil {
-		f.log.Warn("connections of UDP ports not forgotten", "error", err)
-	}
-}
-
-// change sends elements. What the kernel refuses shows that the table is not
-// what it was: then all is written anew. f.mu is held.
-func (f *Firewall) change(elements map[string][]nftables.SetElement, send func(*nftables.Conn, *nftables.Set, []nftables.SetElement) error) error {
-	if len(elements) == 0 {
+// change deletes and adds elements in one transaction. What the kernel refuses
+// shows that the table is not what it was: then all is written anew. f.mu is held.
+func (f *Firewall) change(gone, fresh elements) error {
+	if len(gone)+len(fresh) == 0 {
 		return nil
 	}
 	c, err := f.dial()
@@ -220,9 +165,15 @@ func (f *Firewall) change(elements map[string][]nftables.SetElement, send func(*
 		return err
 	}
 	sets := f.sets()
-	for name, list := range elements {
-		if err := inBatches(list, func(part []nftables.SetElement) error { return send(c, sets[name], part) }); err != nil {
-			return err
+	for _, part := range []struct {
+		elements
+		send func(*nftables.Set, []nftables.SetElement) error
+	}{{gone, c.SetDeleteElements}, {fresh, c.SetAddElements}} {
+		for name, list := range part.elements {
+			if err := inBatches(list, func(some []nftables.SetElement) error { return part.send(sets[name], some) }); err != nil {
+				f.hangUp() // with what waits to be sent
+				return err
+			}
 		}
 	}
 	if err := c.Flush(); err != nil {
