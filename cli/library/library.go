@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -123,7 +124,7 @@ func (n *noun) maker(ctx context.Context, engine client.APIClient, o maker.Optio
 		}
 		m.Cache = filepath.Join(cache, "berth", "library")
 	}
-	m.Architecture = "amd64"
+	m.Architecture = mirror.DebianArchitecture(runtime.GOARCH)
 	if engine != nil {
 		info, err := engine.ServerVersion(ctx, client.ServerVersionOptions{})
 		if err != nil {

@@ -18,6 +18,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
@@ -55,6 +56,9 @@ type Options struct {
 type Mirror struct {
 	o    Options
 	keys openpgp.EntityList
+
+	mu    sync.Mutex
+	whole map[string]bool // files of the cache whose digest was seen, by path
 }
 
 // ErrOffline says that something is not in the cache and must not be fetched.
@@ -92,7 +96,7 @@ func New(o Options) (*Mirror, error) {
 	if o.Client == nil {
 		o.Client = &http.Client{}
 	}
-	return &Mirror{o: o, keys: keys}, nil
+	return &Mirror{o: o, keys: keys, whole: map[string]bool{}}, nil
 }
 
 // Cache is the folder of the cache.
@@ -178,13 +182,9 @@ func fromDeb(at string, known debian.Package) (*debian.Package, error) {
 
 func (m *Mirror) suite(ctx context.Context, s *Snapshot, archive, suite string) error {
 	dist := archive + "/dists/" + suite
-	text, err := m.release(ctx, dist+"/InRelease")
+	release, err := m.release(ctx, dist+"/InRelease")
 	if err != nil {
 		return err
-	}
-	release, err := debian.ReadInRelease(text, m.keys, time.Now())
-	if err != nil {
-		return fmt.Errorf("read InRelease: %w", err)
 	}
 	if release.Codename != suite && release.Suite != suite {
 		return fmt.Errorf("the release is of %s", release.Codename)
@@ -256,21 +256,38 @@ func (s *Snapshot) Has(p *debian.Package) bool {
 	return err == nil && info.Size() == p.Size
 }
 
-// release fetches a release file and remembers it by its address.
-func (m *Mirror) release(ctx context.Context, address string) ([]byte, error) {
+// release fetches a release file, and remembers it by its address once its
+// signature was seen. Offline it is as good as when it was fetched: it may have
+// expired since.
+func (m *Mirror) release(ctx context.Context, address string) (*debian.Release, error) {
 	at := filepath.Join(m.o.Cache, "release", hex.EncodeToString(sum([]byte(address)))[:32])
+	var b bytes.Buffer
+	now := time.Now()
 	if m.o.Offline {
-		text, err := os.ReadFile(at)
+		f, err := os.Open(at)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", path.Base(address), ErrOffline)
 		}
-		return text, nil
-	}
-	var b bytes.Buffer
-	if err := m.fetch(ctx, address, &b, maxRelease, nil); err != nil {
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return nil, err
+		}
+		now = info.ModTime()
+		if _, err := b.ReadFrom(io.LimitReader(f, maxRelease+1)); err != nil {
+			return nil, err
+		}
+	} else if err := m.fetch(ctx, address, &b, maxRelease, nil); err != nil {
 		return nil, err
 	}
-	return b.Bytes(), write(at, func(w io.Writer) error { _, err := w.Write(b.Bytes()); return err })
+	r, err := debian.ReadInRelease(b.Bytes(), m.keys, now)
+	if err != nil {
+		return nil, fmt.Errorf("read InRelease: %w", err)
+	}
+	if m.o.Offline {
+		return r, nil
+	}
+	return r, write(at, func(w io.Writer) error { _, err := w.Write(b.Bytes()); return err })
 }
 
 func sum(b []byte) []byte { s := sha256.Sum256(b); return s[:] }
@@ -280,11 +297,22 @@ func (m *Mirror) path(digest string) string {
 	return filepath.Join(m.o.Cache, "sha256", digest[:2], digest)
 }
 
-// blob gives the cache's file of a digest, fetching it when it is not there.
+// blob gives the cache's file of a digest, fetching it when it is not there,
+// or is not what its name says: a folder may come from another machine, or a
+// machine may have lost its power while it was written.
 func (m *Mirror) blob(ctx context.Context, address, digest string, size int64, got func(int)) (string, error) {
 	at := m.path(digest)
 	if info, err := os.Stat(at); err == nil && info.Size() == size {
-		return at, nil
+		good, err := m.check(at, digest)
+		if err != nil {
+			return "", err
+		}
+		if good {
+			return at, nil
+		}
+		if m.o.Offline {
+			return "", fmt.Errorf("%s is damaged: fetch it again", at)
+		}
 	}
 	if m.o.Offline {
 		return "", ErrOffline
@@ -310,6 +338,26 @@ func (m *Mirror) blob(ctx context.Context, address, digest string, size int64, g
 		}
 	}
 	return at, last
+}
+
+// check tells whether a file of the cache has its digest; each is read once.
+func (m *Mirror) check(at, digest string) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.whole[at] {
+		return true, nil
+	}
+	f, err := os.Open(at)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return false, err
+	}
+	m.whole[at] = hex.EncodeToString(h.Sum(nil)) == strings.ToLower(digest)
+	return m.whole[at], nil
 }
 
 type statusError struct {
