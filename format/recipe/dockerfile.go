@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -56,6 +57,9 @@ func ParseDockerfile(text []byte) ([]Stage, error) {
 		case "RUN":
 			if s.From == "scratch" && (len(s.Steps) == 0 || !s.Steps[0].Root) {
 				return fail("RUN needs a root to run in")
+			}
+			if slices.ContainsFunc(s.Steps, func(x Step) bool { return x.Copy != nil }) {
+				return fail("RUN does not see what COPY --from brings: copy after it")
 			}
 			if m := install.FindStringSubmatch(rest); m != nil {
 				packages := strings.Fields(m[1])

@@ -35,12 +35,13 @@ CMD ["/x"]
 
 func TestABadDockerfileNamesItsLine(t *testing.T) {
 	for text, want := range map[string]string{
-		"RUN x":                               "line 1: RUN before",
-		"FROM debian\nARG x":                  "line 2: ARG",
-		"FROM debian\nRUN apt-get install x":  "line 2: RUN takes",
-		"FROM scratch\nRUN x":                 "line 2: RUN needs a root",
-		"FROM debian\nCOPY a b":               "line 2: COPY",
-		"FROM debian\nCOPY --from=x /a /b":    `no earlier stage "x"`,
+		"RUN x":                              "line 1: RUN before",
+		"FROM debian\nARG x":                 "line 2: ARG",
+		"FROM debian\nRUN apt-get install x": "line 2: RUN takes",
+		"FROM scratch\nRUN x":                "line 2: RUN needs a root",
+		"FROM debian\nCOPY a b":              "line 2: COPY",
+		"FROM debian\nCOPY --from=x /a /b":   `no earlier stage "x"`,
+		"FROM debian AS r\nFROM debian\nCOPY --from=r /a /b\nRUN /b": "line 4: RUN does not see",
 		"FROM https://evil/x":                 "line 1: FROM",
 		"FROM debian\nENV A=$B":               "line 2: ENV",
 		"FROM debian\nRUN a \\":               "continued",

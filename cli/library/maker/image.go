@@ -81,19 +81,19 @@ func (m *Maker) pack(ctx context.Context, p *plan, base *Result, tree *layer.Tre
 func (m *Maker) architecture() string { return m.o.Mirror.GoArchitecture() }
 
 // load gives the engine an image of one tree without a name, and its id.
-func (m *Maker) load(ctx context.Context, tree *layer.Tree, below *saved, tags []string, epoch time.Time) (string, error) {
+func (m *Maker) load(ctx context.Context, tree *layer.Tree, epoch time.Time) (string, error) {
 	image := dockerspec.DockerOCIImage{Image: ocispec.Image{
 		Created: &epoch, Platform: ocispec.Platform{Architecture: m.architecture(), OS: "linux"}, RootFS: ocispec.RootFS{Type: "layers"},
 		History: []ocispec.History{{Created: &epoch, CreatedBy: "step of the library"}},
 	}}
 	image.Config.Labels = map[string]string{labelStep: "root"}
-	id, _, err := m.send(ctx, tree, below, image, tags, epoch)
+	id, _, err := m.send(ctx, tree, nil, image, nil, epoch)
 	return id, err
 }
 
 // send streams a docker archive to the engine: manifest, configuration and
-// layers. It gives the image's id and its size
-// with all layers in bytes, as the engine has it.
+// layers. It gives the image's id and its size with all layers in bytes, as the
+// engine has it.
 func (m *Maker) send(ctx context.Context, tree *layer.Tree, below *saved, image dockerspec.DockerOCIImage, tags []string, epoch time.Time) (string, int64, error) {
 	diff, size, err := tree.Digest(epoch)
 	if err != nil {
@@ -269,6 +269,11 @@ func (s *saved) index() error {
 	}
 	if len(config.RootFS.DiffIDs) != len(manifest[0].Layers) {
 		return fmt.Errorf("%d layers, but %d digests of layers", len(manifest[0].Layers), len(config.RootFS.DiffIDs))
+	}
+	for _, d := range config.RootFS.DiffIDs {
+		if err := d.Validate(); err != nil {
+			return fmt.Errorf("digest %q of a layer: %w", d, err)
+		}
 	}
 	s.diffs = config.RootFS.DiffIDs
 	for _, name := range manifest[0].Layers {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/pkg/stdcopy"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
@@ -50,7 +51,7 @@ func (j *job) run(ctx context.Context) (*layer.Tree, error) {
 	e := j.m.o.Engine
 	image := j.image
 	if j.root != nil {
-		id, err := j.m.load(ctx, j.root, nil, nil, j.p.epoch)
+		id, err := j.m.load(ctx, j.root, j.p.epoch)
 		if err != nil {
 			return nil, fmt.Errorf("load the unpacked root: %w", err)
 		}
@@ -107,9 +108,13 @@ func (j *job) env() []string {
 		// Compiled Python is the same each time.
 		"PYTHONHASHSEED=0",
 	}
-	config, err := j.s.Config(cloneConfig(j.p.config))
+	var below dockerspec.DockerOCIImageConfig
+	if j.s.base != nil {
+		below = cloneConfig(j.s.base.config)
+	}
+	config, err := j.s.Config(below)
 	if err != nil {
-		return env
+		return env // the plan has said so
 	}
 	for _, e := range config.Env {
 		if !strings.HasPrefix(e, "LANG=") && !strings.HasPrefix(e, "LC_") {
@@ -339,14 +344,15 @@ func fileMode(executable bool) int64 {
 	return 0o644
 }
 
-func putFiles(t *layer.Tree, below string, p *plan) error {
+// putFiles puts the recipe's rootfs into a tree.
+func putFiles(t *layer.Tree, p *plan) error {
 	for _, f := range p.recipe.Files {
 		for dir := path.Dir(f.Path); dir != "."; dir = path.Dir(dir) {
-			if err := t.Folder(path.Join(below, dir), 0o755, p.epoch); err != nil {
+			if err := t.Folder(dir, 0o755, p.epoch); err != nil {
 				return err
 			}
 		}
-		if err := t.Put(path.Join(below, f.Path), fileMode(f.Executable()), f.Body, p.epoch); err != nil {
+		if err := t.Put(f.Path, fileMode(f.Executable()), f.Body, p.epoch); err != nil {
 			return err
 		}
 	}

@@ -302,27 +302,38 @@ func (m *Maker) packaged(p *debian.Package) (time.Time, error) {
 	return debian.DebTime(f)
 }
 
-// present gives the image that the engine already has of these inputs.
+// present gives the image that the engine already has of these inputs, under
+// all its names. A name that an image of somebody else has is an error.
 func (m *Maker) present(ctx context.Context, p *plan) (*Result, error) {
-	tags := p.tags()
-	found, err := m.o.Engine.ImageInspect(ctx, tags[0])
-	if errdefs.IsNotFound(err) {
+	var there *client.ImageInspectResult
+	var lacking []string
+	for _, tag := range p.tags() {
+		found, err := m.o.Engine.ImageInspect(ctx, tag)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		label := ""
+		if err == nil && found.Config != nil {
+			label = found.Config.Labels[LabelInputs]
+		}
+		switch {
+		case err == nil && label == "" && !m.o.Replace:
+			return nil, fmt.Errorf("%s is there and not of the library: remove it, or take over its name with --replace", tag)
+		case err == nil && label == p.inputs:
+			there = &found
+		default:
+			lacking = append(lacking, tag)
+		}
+	}
+	if there == nil || m.o.Force && p.recipe.Name == m.forced {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
+	for _, tag := range lacking {
+		if _, err := m.o.Engine.ImageTag(ctx, client.ImageTagOptions{Source: there.ID, Target: tag}); err != nil {
+			return nil, err
+		}
 	}
-	label := ""
-	if found.Config != nil {
-		label = found.Config.Labels[LabelInputs]
-	}
-	if label == "" && !m.o.Replace {
-		return nil, fmt.Errorf("%s is there and not of the library: remove it, or take over its name with --replace", tags[0])
-	}
-	if label != p.inputs || m.o.Force && p.recipe.Name == m.forced {
-		return nil, nil
-	}
-	return p.found(found)
+	return p.found(*there)
 }
 
 func (p *plan) found(image client.ImageInspectResult) (*Result, error) {
@@ -470,7 +481,7 @@ func (m *Maker) stage(ctx context.Context, p *plan, s stage, base *Result, trees
 		case step.Copy != nil:
 			err = trees[step.Copy.Stage].CopyTo(tree, step.Copy.From, step.Copy.To)
 		case step.Rootfs && !s.runs():
-			err = putFiles(tree, "", p)
+			err = putFiles(tree, p)
 		}
 	}
 	if err == nil {

@@ -40,7 +40,7 @@ func (m *Maker) unpack(p *plan, list []*debian.Package, tree *layer.Tree) error 
 			return fmt.Errorf("unpack %s: %w", x.Name, err)
 		}
 	}
-	return putFiles(tree, "", p)
+	return putFiles(tree, p)
 }
 
 func (m *Maker) unpackOne(p *debian.Package, tree *layer.Tree) error {
