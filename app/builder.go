@@ -73,8 +73,8 @@ func stepPipes(p keeper.Pipes) buildkit.Pipes {
 func (r *stepRunner) Create(ctx context.Context, id string, s *specs.Spec, w buildkit.Streams) (buildkit.Pipes, error) {
 	if r.systemd {
 		// A parent that the client has named comes as a folder.
-		if slice, _, ok := strings.Cut(strings.TrimPrefix(s.Linux.CgroupsPath, "/"), "/"); ok {
-			if !strings.HasSuffix(slice, ".slice") {
+		if slice, rest, ok := strings.Cut(strings.TrimPrefix(s.Linux.CgroupsPath, "/"), "/"); ok {
+			if !strings.HasSuffix(slice, ".slice") || rest != id {
 				return buildkit.Pipes{}, fault.Invalidf("cgroup-parent for systemd cgroup should be a valid slice named as \"xxx.slice\"")
 			}
 			s.Linux.CgroupsPath = slice + ":berth-build:" + id

@@ -3,7 +3,6 @@
 package image
 
 import (
-	"io"
 	"time"
 
 	"github.com/berth-project/berth/core/container"
@@ -75,8 +74,8 @@ type HistoryItem struct {
 	Tags      []string
 }
 
-// Progress is one report of long work. Either Status and perhaps counters,
-// or Err, is set. Stream holds plain text (load).
+// Progress is one report of long work: either Status, perhaps with counters, or
+// Stream, which is plain text (load), or Aux.
 type Progress struct {
 	ID             string // short layer id; "" for the whole
 	Status         string // "Downloading", "Pull complete", …
@@ -115,7 +114,6 @@ type ListOptions struct {
 	All        bool
 	SharedSize bool
 	Manifests  bool
-	Digests    bool
 	Filters    filter.Args
 }
 
@@ -162,6 +160,3 @@ type Usage struct {
 	LayersSize  int64 // bytes on disk, shared layers counted once
 	Reclaimable int64
 }
-
-// Reader is an archive that comes from outside, of unknown size.
-type Reader = io.Reader

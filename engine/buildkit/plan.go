@@ -3,6 +3,7 @@ package buildkit
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,10 @@ import (
 
 // maxDockerfile bounds what is read of a Dockerfile, in bytes.
 const maxDockerfile = 4 << 20
+
+// maxStages bounds the stages of a Dockerfile whose plan is told: to find out
+// which are needed costs their square.
+const maxStages = 1000
 
 // spool keeps a context on disk, without a name, until it is closed: BuildKit
 // reads it when it is ready for it.
@@ -63,9 +68,9 @@ func archive(f *os.File) (io.Reader, error) {
 
 // plan lists the instructions that a build goes through, in the order of the
 // Dockerfile; nil where that cannot be told. The file is rewound.
-func plan(f *os.File, r build.Request) []build.Instruction {
+func plan(ctx context.Context, f *os.File, r build.Request) []build.Instruction {
 	defer func() { _, _ = f.Seek(0, io.SeekStart) }()
-	text, err := dockerfileOf(f, r.Dockerfile)
+	text, err := dockerfileOf(whileAlive{ctx, f}, r.Dockerfile)
 	if err != nil {
 		return nil
 	}
@@ -74,7 +79,7 @@ func plan(f *os.File, r build.Request) []build.Instruction {
 		return nil // BuildKit tells it better
 	}
 	stages, meta, err := instructions.Parse(parsed.AST, linter.New(&linter.Config{}))
-	if err != nil || len(stages) == 0 {
+	if err != nil || len(stages) == 0 || len(stages) > maxStages {
 		return nil
 	}
 	var list []build.Instruction
@@ -102,6 +107,19 @@ func several(stages []instructions.Stage) bool {
 		}
 		return false
 	})
+}
+
+// whileAlive fails when ctx ends: a small archive may unpack to what takes days.
+type whileAlive struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (w whileAlive) Read(p []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return w.r.Read(p)
 }
 
 func dockerfileOf(r io.Reader, name string) ([]byte, error) {

@@ -74,7 +74,7 @@ func (b *Builder) Build(ctx context.Context, r build.Request, tell func(build.Pr
 			return build.Result{}, err
 		}
 		defer spool.Close()
-		if list := plan(spool, r); len(list) > 0 {
+		if list := plan(ctx, spool, r); len(list) > 0 {
 			tell(build.Progress{Plan: list})
 		}
 		if r.Context, err = archive(spool); err != nil {
