@@ -5,7 +5,7 @@ TIME    ?= $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 LINK     = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.buildTime=$(TIME)
 FLAGS    = -trimpath -ldflags "$(LINK)"
 
-.PHONY: build demo test test-tools test-corpus test-library test-peer test-vm check bench clean install packages test-packages
+.PHONY: build demo test test-tools test-corpus test-library test-peer test-vm check bench bench-build clean install packages test-packages
 
 build: packages
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/welcome/rootfs/welcome ./library/welcome
@@ -54,6 +54,10 @@ check:
 # Ratios against docker.io and runc in the same run.
 bench: build
 	go run ./test/bench -bin bin -o docs/bench.md
+
+# Builds, beside docker.io's own BuildKit and buildah where that is installed.
+bench-build: build test-packages test-tools
+	go run ./test/bench/build -bin bin -o docs/bench-build.md
 
 install: build
 	install -D -m 755 -t $(DESTDIR)/usr/local/bin bin/berth bin/berthd bin/berth-keeper bin/containerd-shim-runc-v2
