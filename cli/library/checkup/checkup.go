@@ -283,7 +283,11 @@ func (x *exam) starts(ctx context.Context) {
 		err = x.ready(ctx)
 	}
 	if x.failed = err != nil; x.failed {
-		x.add("starts", Bad, err.Error()+"\n"+x.tail(ctx, x.main, "20"))
+		detail := err.Error() + "\n" + x.tail(ctx, x.main, "20")
+		for i, id := range x.others {
+			detail += "\n" + x.c.With[i].Alias + " beside it: " + x.tail(ctx, id, "20")
+		}
+		x.add("starts", Bad, detail)
 		return
 	}
 	x.add("starts", OK, "")
@@ -486,7 +490,7 @@ func (x *exam) stop(ctx context.Context) {
 		return
 	}
 	code := state.Container.State.ExitCode
-	x.say("stop", code != 137, fmt.Sprintf("killed after %d s", seconds))
+	x.say("stop", code != 137, fmt.Sprintf("killed after %d s: %s", seconds, x.tail(ctx, x.main, "20")))
 }
 
 func (x *exam) tail(ctx context.Context, id, lines string) string {

@@ -32,4 +32,9 @@ if [ -n "${RABBITMQ_ERLANG_COOKIE:-}" ]; then
 	fi
 	(umask 077 && printf '%s' "$RABBITMQ_ERLANG_COOKIE" >"$cookie.new" && mv "$cookie.new" "$cookie")
 fi
+# Debian's command of the name writes into files and stays between the server and its signals.
+if [ "${1:-}" = rabbitmq-server ]; then
+	shift
+	set -- /usr/lib/rabbitmq/bin/rabbitmq-server "$@"
+fi
 exec "$@"
