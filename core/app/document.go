@@ -146,6 +146,11 @@ func (d Document) App() (*App, error) {
 	if p.Name != d.Name || loader.NormalizeProjectName(d.Name) != d.Name || d.Name == "" {
 		return nil, fault.Invalidf("%q is no name of an application: use lower-case letters, digits, - and _, beginning with a letter or digit", d.Name)
 	}
+	for name, n := range p.Networks {
+		if slices.Contains(n.Ipam.Config, nil) {
+			return nil, fault.Invalidf("networks.%s.ipam.config: an entry is empty", name)
+		}
+	}
 	if len(p.Services) > maxServices {
 		return nil, fault.Invalidf("the application has %d services: at most %d", len(p.Services), maxServices)
 	}

@@ -35,6 +35,16 @@ func (s *Service) restore(ctx context.Context, r Record) error {
 	j := r.Journal
 	switch {
 	case j != nil && j.Verb == "down" && j.Down != nil:
+		if a == nil && j.Revision > 0 {
+			// Without it, every container would be taken for one of a service.
+			rev, err := s.revision(ctx, r.Name, j.Revision)
+			if err != nil {
+				return err
+			}
+			if a, err = rev.Document.App(); err != nil {
+				return err
+			}
+		}
 		_, err = s.begin(r.Name, "down", func(ctx context.Context, op *operation) Result { return word(s.down(ctx, op, r.Name, a, *j.Down)) })
 		return err
 	case a == nil:

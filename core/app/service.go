@@ -661,7 +661,7 @@ func (s *Service) down(ctx context.Context, op *operation, name string, a *App, 
 	}
 	if known {
 		// From now on nothing is wanted any more, whatever happens here.
-		journal := &Journal{Operation: op.ID, Verb: "down", Started: op.Started, Down: &DownRequest{Services: r.Services, Volumes: r.Volumes, Images: r.Images, RemoveOrphans: r.RemoveOrphans, Timeout: r.Timeout, Forget: r.Forget}}
+		journal := &Journal{Operation: op.ID, Verb: "down", Started: op.Started, Revision: rec.Current, Down: &DownRequest{Services: r.Services, Volumes: r.Volumes, Images: r.Images, RemoveOrphans: r.RemoveOrphans, Timeout: r.Timeout, Forget: r.Forget}}
 		if _, err := s.change(ctx, name, func(rec *Record) {
 			rec.Journal = journal
 			if len(r.Services) == 0 {
@@ -677,6 +677,12 @@ func (s *Service) down(ctx context.Context, op *operation, name string, a *App, 
 		s.clock.set(name, nil)
 	}
 	if err := s.walkPlan(ctx, op, a, separator(rec.Compatibility), plan); err != nil {
+		// What failed is not tried again by a later daemon, when nobody
+		// expects it; what a stop of this one interrupted is.
+		if known && s.ctx.Err() == nil {
+			_, cleared := s.change(context.WithoutCancel(ctx), name, func(rec *Record) { rec.Journal = nil })
+			err = errors.Join(err, cleared)
+		}
 		return err
 	}
 	if !known {

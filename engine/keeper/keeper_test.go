@@ -11,9 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -340,11 +342,16 @@ func TestANewKeeperAdoptsWhatADeadOneLeft(t *testing.T) {
 func TestOutputOutlivesKeeperAndDaemonAtOnce(t *testing.T) {
 	w := newWorld(t)
 	// A child alone has the pipe: the first process has sent its own output elsewhere.
-	pipes := w.run("c1", outputs, "sh", "-c", "(n=0; while :; do n=$((n+1)); echo $n; done) & exec sleep 1000 >/dev/null 2>&1")
+	pipes := w.run("c1", outputs, "sh", "-c", "(n=0; while [ $n -lt 5000 ]; do n=$((n+1)); echo $n; done; exec sleep 1000) & exec sleep 1000 >/dev/null 2>&1")
 	text := make([]byte, 8<<10)
 	if _, err := io.ReadFull(pipes.Stdout, text); err != nil {
 		t.Fatal(err)
 	}
+	all := 9*2 + 90*3 + 900*4 + 4001*5
+	w.until("all is written", func() bool {
+		n, err := unread(pipes.Stdout)
+		return err == nil && n == all-len(text)
+	})
 	old := w.version().Pid
 	_ = w.client.Close()
 	pipes.Close()
@@ -358,7 +365,7 @@ func TestOutputOutlivesKeeperAndDaemonAtOnce(t *testing.T) {
 		t.Fatalf("%+v %v", again, err)
 	}
 	defer again.Close()
-	more := make([]byte, 256<<10) // more than a pipe holds: it still writes
+	more := make([]byte, all-len(text))
 	if _, err := io.ReadFull(again.Stdout, more); err != nil {
 		t.Fatal(err)
 	}
@@ -368,6 +375,18 @@ func TestOutputOutlivesKeeperAndDaemonAtOnce(t *testing.T) {
 			t.Fatalf("line %d is %q", i+1, l)
 		}
 	}
+}
+
+// unread tells how many bytes wait in a pipe.
+func unread(f *os.File) (n int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if failed := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); failed != nil {
+		return 0, failed
+	}
+	return n, err
 }
 
 func TestATerminalSurvivesTwoKeepers(t *testing.T) {
@@ -490,6 +509,57 @@ func TestExecInAPausedContainerIsRefused(t *testing.T) {
 	}
 	if _, _, err := w.client.Exec(context.Background(), request); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestAContainerThatStopsWhoJoinsItHoldsUpNobodyElse(t *testing.T) {
+	for _, way := range []string{"plan", "libcontainer"} {
+		t.Run(way, func(t *testing.T) {
+			t.Setenv("BERTH_KEEPER_STEPS", way)
+			stopWhoJoins(t)
+		})
+	}
+}
+
+func stopWhoJoins(t *testing.T) {
+	w := newWorld(t)
+	w.run("evil", keeper.StreamSet{}, "sh", "-c", "while :; do for d in /proc/[0-9]*; do p=${d#/proc/}; [ $p = 1 ] || kill -STOP $p; done; done")
+	w.run("good", keeper.StreamSet{}, "sleep", "1000")
+	ctx := context.Background()
+	join := func(id, exec string) error {
+		process := w.spec(id, "true").Process
+		process.Env = append(process.Env, "HOME=/")
+		_, x, err := w.client.Exec(ctx, keeper.ExecRequest{Ref: keeper.Ref{ID: id, Exec: exec}, Process: process, Streams: outputs})
+		x.Close()
+		return err
+	}
+	var all sync.WaitGroup
+	defer func() { // they end with their container
+		_ = w.client.Delete(ctx, keeper.Ref{ID: "evil"})
+		all.Wait()
+	}()
+	for i := range 30 {
+		all.Go(func() { _ = join("evil", fmt.Sprint("e", i)) })
+	}
+	w.until("a process was stopped on its way into the container", func() bool {
+		// Perhaps before it is in the container's cgroup.
+		all, _ := filepath.Glob("/proc/[0-9]*/stat")
+		for _, path := range all {
+			if stat, _ := os.ReadFile(path); regexp.MustCompile(`\((exe|runc:\S+)\) T `).Match(stat) {
+				return true
+			}
+		}
+		return false
+	})
+	if err := join("good", "e"); err != nil {
+		t.Error(err)
+	}
+	w.run("further", keeper.StreamSet{}, "sleep", "1000")
+	if _, err := w.client.List(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := w.client.Delete(ctx, keeper.Ref{ID: "evil"}); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -37,7 +37,7 @@ func (k *server) adopt() error {
 		config := lib.Config()
 		status, _ := lib.Status()
 		k.containers[r.ID] = &container{
-			id: r.ID, lib: lib, cgroups: r.Cgroups, procs: map[string]*process{},
+			id: r.ID, lib: lib, cgroups: r.Cgroups, procs: map[string]*process{}, joining: map[string]bool{},
 			created: r.Created, paused: status == libcontainer.Paused,
 			shared: !config.Namespaces.IsPrivate(configs.NEWPID),
 		}

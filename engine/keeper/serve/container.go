@@ -3,9 +3,12 @@ package serve
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer"
@@ -30,6 +33,7 @@ type container struct {
 
 	mu      sync.Mutex
 	procs   map[string]*process // by exec id; "" is the first
+	joining map[string]bool     // execs that are being started
 	created bool                // the first process waits before its program
 	paused  bool
 }
@@ -64,43 +68,39 @@ func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
 		return nil, none, err
 	}
 	k.mu.Lock()
-	if k.containers[r.ID] != nil {
+	if k.containers[r.ID] != nil || k.making[r.ID] != nil {
 		k.mu.Unlock()
 		return nil, none, &fault.Error{Class: fault.ErrExists, Noun: "container", ID: r.ID}
 	}
-	c := &container{id: r.ID, procs: map[string]*process{}, created: true, shared: !config.Namespaces.IsPrivate(configs.NEWPID)}
-	k.containers[r.ID] = c // reserves the id
+	over := make(chan struct{})
+	k.making[r.ID] = over
 	k.mu.Unlock()
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	defer func() {
+		k.mu.Lock()
+		delete(k.making, r.ID)
+		k.mu.Unlock()
+		close(over)
+	}()
+	c := &container{id: r.ID, procs: map[string]*process{}, joining: map[string]bool{}, created: true, shared: !config.Namespaces.IsPrivate(configs.NEWPID)}
 	k.kids.forks.RLock()
 	defer k.kids.forks.RUnlock()
 
-	forget := func() {
-		k.mu.Lock()
-		delete(k.containers, r.ID)
-		k.mu.Unlock()
-	}
 	// What a keeper that is killed from here on leaves, the next one must find.
 	making := filepath.Join(k.dir, "making", r.ID)
 	if err := write(making, half{r.ID, config.Cgroups.Systemd, config.Cgroups.Path, config.Cgroups.Name, config.Cgroups.Parent, config.Cgroups.ScopePrefix}); err != nil {
-		forget()
 		return nil, none, err
 	}
 	defer func() { _ = os.Remove(making) }()
 	if c.lib, err = libcontainer.Create(filepath.Join(k.dir, "state"), r.ID, config); err != nil {
-		forget()
 		return nil, none, err
 	}
 	lp, err := newProcess(r.Spec.Process)
 	if err != nil {
-		forget()
 		return nil, none, errors.Join(err, c.lib.Destroy())
 	}
 	lp.Init = true
 	p := &process{Process: keeper.Process{Ref: keeper.Ref{ID: r.ID}, Streams: r.Streams}, lib: lp, fifos: r.Fifos, gone: make(chan struct{})}
 	if err := k.launch(c, p); err != nil {
-		forget()
 		if destroyed := c.lib.Destroy(); destroyed != nil {
 			k.log.Warn("failed container not destroyed", "container", r.ID, "error", destroyed)
 		}
@@ -125,20 +125,10 @@ func (k *server) exec(r keeper.ExecRequest) (any, keeper.Pipes, error) {
 	if err != nil {
 		return nil, none, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.paused {
-		// A process that joins a frozen cgroup never comes back.
-		return nil, none, fault.Conflictf("container %s is paused, unpause the container before exec", r.ID)
+	if err := c.admit(r.Exec); err != nil {
+		return nil, none, err
 	}
-	k.kids.forks.RLock()
-	defer k.kids.forks.RUnlock()
-	if c.procs[r.Exec] != nil {
-		return nil, none, &fault.Error{Class: fault.ErrExists, Noun: "exec", ID: r.Exec}
-	}
-	if first := c.procs[""]; first == nil || first.Exit != nil {
-		return nil, none, fault.Conflictf("container %s is not running", r.ID)
-	}
+	defer c.leave(r.Exec)
 	p := &process{Process: keeper.Process{Ref: r.Ref, Streams: r.Streams}, lib: lp, fifos: r.Fifos, gone: make(chan struct{})}
 	if err := k.launch(c, p); err != nil {
 		return nil, none, err
@@ -146,8 +136,40 @@ func (k *server) exec(r keeper.ExecRequest) (any, keeper.Pipes, error) {
 	return keeper.Started{Pid: p.Pid, Streams: p.Streams}, p.pipes, nil
 }
 
+// admit says whether a further process may join, and reserves its name. The
+// container stays unlocked while it joins: processes of the container can hold
+// that up as long as they like, and it must still be killed.
+func (c *container) admit(exec string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.paused {
+		// A process that joins a frozen cgroup never comes back.
+		return fault.Conflictf("container %s is paused, unpause the container before exec", c.id)
+	}
+	if c.procs[exec] != nil || c.joining[exec] {
+		return &fault.Error{Class: fault.ErrExists, Noun: "exec", ID: exec}
+	}
+	if !c.runs() {
+		return fault.Conflictf("container %s is not running", c.id)
+	}
+	c.joining[exec] = true
+	return nil
+}
+
+func (c *container) leave(exec string) {
+	c.mu.Lock()
+	delete(c.joining, exec)
+	c.mu.Unlock()
+}
+
+// runs tells whether the first process has not been seen to end. c.mu is held.
+func (c *container) runs() bool {
+	first := c.procs[""]
+	return first != nil && first.Exit == nil
+}
+
 // launch opens a process's streams, starts it, writes its record and watches
-// it. c.mu is held. Nothing is left of a failure.
+// it. Nothing is left of a failure.
 func (k *server) launch(c *container, p *process) (err error) {
 	theirs, err := p.open()
 	defer func() {
@@ -169,6 +191,9 @@ func (k *server) launch(c *container, p *process) (err error) {
 	fail := func(err error) error {
 		_ = p.child.Signal(unix.SIGKILL)
 		_, _ = p.child.Wait()
+		if pid, failed := p.child.Pid(); failed == nil {
+			k.kids.remove(pid)
+		}
 		return err
 	}
 	if p.Streams.TTY {
@@ -183,6 +208,12 @@ func (k *server) launch(c *container, p *process) (err error) {
 		return fail(fmt.Errorf("watch process: %w", err))
 	}
 	p.StartTime = startTime(p.Pid)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p.Exec != "" && !c.runs() {
+		p.watch.close()
+		return fail(fault.Conflictf("container %s is not running", c.id))
+	}
 	if p.Exec == "" {
 		state, err := c.lib.State()
 		if err != nil {
@@ -198,7 +229,11 @@ func (k *server) launch(c *container, p *process) (err error) {
 		return fail(err)
 	}
 	c.procs[p.Exec] = p
-	k.kids.add(p.Pid)
+	if p.Exec == "" {
+		k.mu.Lock()
+		k.containers[c.id] = c
+		k.mu.Unlock()
+	}
 	k.noticeOOM(c, p)
 	go k.attend(c, p)
 	return nil
@@ -222,13 +257,19 @@ func (j joined) Pid() (int, error) { return j.Process.Pid, nil }
 func (k *server) spawn(c *container, config *configs.Config, p *process) error {
 	p.child = p.lib
 	if k.plain {
-		return c.lib.Start(p.lib)
+		return k.startByLibcontainer(c, p)
 	}
 	p.lib.ExtraFiles = k.filters.Files(config.Seccomp)
 	if config.Seccomp != nil && len(p.lib.ExtraFiles) == 0 {
-		return c.lib.Start(p.lib)
+		return k.startByLibcontainer(c, p)
 	}
-	if first := c.procs[""]; p.Exec != "" && first.watch != nil {
+	if p.Exec != "" {
+		c.mu.Lock()
+		first, groups := c.procs[""], c.cgroups
+		c.mu.Unlock()
+		if first == nil || first.watch == nil {
+			return fault.Conflictf("container %s is not running", c.id)
+		}
 		pidfd, err := first.watch.duplicate()
 		if errors.Is(err, os.ErrClosed) {
 			return fault.Conflictf("container %s is not running", c.id)
@@ -237,7 +278,7 @@ func (k *server) spawn(c *container, config *configs.Config, p *process) error {
 			return err
 		}
 		defer pidfd.Close()
-		switch proc, err := steps.Join(config, p.lib, c.id, steps.Place{First: pidfd, Cgroups: c.cgroups}); {
+		switch proc, err := steps.Join(config, p.lib, c.id, steps.Place{First: pidfd, Cgroups: groups, Forks: &k.kids}); {
 		case err != nil:
 			return err
 		case proc != nil:
@@ -253,7 +294,20 @@ func (k *server) spawn(c *container, config *configs.Config, p *process) error {
 		p.lib.ExtraFiles = append(p.lib.ExtraFiles, plan)
 		defer plan.Close()
 	}
-	return c.lib.Start(p.lib)
+	return k.startByLibcontainer(c, p)
+}
+
+// startByLibcontainer keeps the reaper from children that only libcontainer knows.
+func (k *server) startByLibcontainer(c *container, p *process) error {
+	k.kids.forks.RLock()
+	defer k.kids.forks.RUnlock()
+	if err := c.lib.Start(p.lib); err != nil {
+		return err
+	}
+	if pid, err := p.lib.Pid(); err == nil {
+		k.kids.add(pid)
+	}
+	return nil
 }
 
 func (k *server) start(id string) error {
@@ -308,9 +362,18 @@ func (k *server) kill(r keeper.KillRequest) error {
 	default:
 	}
 	if r.Exec == "" && r.Signal == int(unix.SIGKILL) {
-		// Kills the whole container where the processes share a pid namespace,
-		// and thaws a frozen cgroup so that the signal is heard.
-		err = c.lib.Signal(unix.SIGKILL)
+		// By itself first: libcontainer waits for starts of its own, which
+		// processes of the container can hold up.
+		err = p.watch.signal(unix.SIGKILL)
+		if c.shared {
+			err = errors.Join(err, c.signalAll(unix.SIGKILL))
+		}
+		if err == nil {
+			// Thaws a frozen cgroup, so that the signal is heard.
+			if err = c.lib.Signal(unix.SIGKILL); errors.Is(err, libcontainer.ErrNotRunning) || errors.Is(err, os.ErrProcessDone) {
+				err = nil
+			}
+		}
 	} else {
 		err = p.watch.signal(unix.Signal(r.Signal))
 	}
@@ -426,7 +489,7 @@ func (k *server) delete(r keeper.Ref) error {
 		select {
 		case <-p.gone:
 		default:
-			if err := c.lib.Signal(unix.SIGKILL); err != nil && !errors.Is(err, libcontainer.ErrNotRunning) {
+			if err := k.kill(keeper.KillRequest{Ref: r, Signal: int(unix.SIGKILL)}); err != nil && !errors.Is(err, fault.ErrNotFound) {
 				return err
 			}
 		}
@@ -480,7 +543,22 @@ func (k *server) pipes(r keeper.Ref) (keeper.Pipes, error) {
 	return p.pipes, nil
 }
 
+// makingLimit is how long a list waits for containers that are being made:
+// another container's processes can hold up one that shares their pid namespace.
+const makingLimit = 5 * time.Second
+
 func (k *server) list() []keeper.Process {
+	k.mu.Lock()
+	making := slices.Collect(maps.Values(k.making))
+	k.mu.Unlock()
+	limit := time.After(makingLimit)
+	for _, over := range making {
+		select {
+		case <-over:
+		case <-limit:
+			limit = time.After(0) // the others have had as long
+		}
+	}
 	k.mu.Lock()
 	all := make([]*container, 0, len(k.containers))
 	for _, c := range k.containers {

@@ -27,6 +27,7 @@ type server struct {
 
 	mu         sync.Mutex
 	containers map[string]*container
+	making     map[string]chan struct{} // ids of containers that are being made; closed when that is over
 	stop       func()
 
 	sweeping sync.WaitGroup // of what another keeper left
@@ -38,7 +39,7 @@ type server struct {
 }
 
 func newKeeper(dir, build string, log *slog.Logger) (*server, error) {
-	k := &server{dir: dir, build: build, log: log, containers: map[string]*container{}}
+	k := &server{dir: dir, build: build, log: log, containers: map[string]*container{}, making: map[string]chan struct{}{}}
 	k.exits = journal{dir: filepath.Join(dir, "exits"), log: log, listeners: map[*keeper.Wire]*listener{}}
 	k.kids.running = map[int]bool{}
 	k.filters.Log = log
@@ -114,6 +115,13 @@ func (k *server) answer(w *keeper.Wire, f keeper.Frame, files []*os.File) {
 	}
 	if err := w.Send(reply, streams...); err != nil {
 		k.log.Warn("answer not sent", "op", f.Op, "error", err)
+		var made keeper.CreateRequest
+		if f.Op == "create" && reply.Failure == nil && json.Unmarshal(f.Body, &made) == nil {
+			// Who asked is gone, and nobody else knows of it.
+			if err := k.delete(keeper.Ref{ID: made.ID}); err != nil {
+				k.log.Warn("container that nobody waits for not removed", "container", made.ID, "error", err)
+			}
+		}
 	}
 	if f.Op == "shutdown" && reply.Failure == nil {
 		k.stop()
@@ -189,7 +197,7 @@ func (k *server) do(w *keeper.Wire, f keeper.Frame, files []*os.File) (any, keep
 		return nil, none, k.exits.join(w)
 	case "shutdown":
 		k.mu.Lock()
-		n := len(k.containers)
+		n := len(k.containers) + len(k.making)
 		k.mu.Unlock()
 		if n > 0 {
 			return nil, none, fault.Conflictf("the keeper still holds %d containers", n)

@@ -23,12 +23,27 @@ type children struct {
 	running map[int]bool // processes that attend will reap
 }
 
-// orphanPause is how long a reaper waits for what keeps it from reaping, and
-// orphanPatience how often, before it holds up the next start for an instant.
+// How long a reaper waits for what keeps it from reaping: at first, and at
+// most. It never waits for the lock itself, which would hold up every other
+// start: one that a container's processes hold up can last for ever.
 const (
-	orphanPause    = 50 * time.Millisecond
-	orphanPatience = 40
+	orphanPause = 50 * time.Millisecond
+	orphanLimit = 5 * time.Second
 )
+
+// Hold keeps the reaper away until a child that is not known yet is Known.
+func (c *children) Hold() { c.forks.RLock() }
+
+// Known ends a Hold; pid, if there is one, is a child that somebody waits for.
+func (c *children) Known(pid int) {
+	if pid > 0 {
+		c.add(pid)
+	}
+	c.forks.RUnlock()
+}
+
+// Gone forgets a child.
+func (c *children) Gone(pid int) { c.remove(pid) }
 
 func (c *children) add(pid int) {
 	c.mu.Lock()
@@ -58,9 +73,9 @@ func (c *children) reapOrphans(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for try := 0; !c.reap(try >= orphanPatience); try++ {
+		for pause := orphanPause; !c.reap(); pause = min(2*pause, orphanLimit) {
 			select {
-			case <-time.After(orphanPause):
+			case <-time.After(pause):
 			case <-ctx.Done():
 				return
 			}
@@ -69,14 +84,12 @@ func (c *children) reapOrphans(ctx context.Context) {
 }
 
 // reap takes all orphans that have ended. It tells whether it could be sure of
-// that; insist waits for starts that are under way.
-func (c *children) reap(insist bool) bool {
+// that: not while a start is under way.
+func (c *children) reap() bool {
 	if dead, err := peek(); err != nil || dead == 0 {
 		return true
 	}
-	if insist {
-		c.forks.Lock()
-	} else if !c.forks.TryLock() {
+	if !c.forks.TryLock() {
 		return false
 	}
 	defer c.forks.Unlock()

@@ -77,9 +77,7 @@ func receiveTTY(socket *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fds[0]), "terminal"), nil
 }
 
-// pipe makes a stream; input goes to the process. Its end of an output is open
-// for reading too: so the pipe and what is in it last as long as the process,
-// and a write of its own never fails, though keeper and daemon die at once.
+// pipe makes a stream; input goes to the process.
 func pipe(input bool) (ours, their *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -89,11 +87,7 @@ func pipe(input bool) (ours, their *os.File, err error) {
 	if input {
 		return w, r, nil
 	}
-	both, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fds[1]), os.O_RDWR, 0)
-	if err = errors.Join(err, w.Close()); err != nil {
-		return nil, nil, errors.Join(err, r.Close())
-	}
-	return r, both, nil
+	return r, w, nil
 }
 
 func inode(f *os.File) (uint64, error) {
@@ -105,8 +99,10 @@ func inode(f *os.File) (uint64, error) {
 }
 
 // recoverOutputs opens the pipes of a process's output anew through processes
-// of its container that still have them. Input and terminals end with the last
-// who held them.
+// of its container that still have them, with what is in them. (What a process
+// wrote while neither keeper nor daemon lived broke the pipe: an end of its own
+// to read would heal that, but to some programs a standard output that can be
+// read has been closed.) Input and terminals end with the last who held them.
 func (c *container) recoverOutputs(p *process) {
 	if p.Outputs == [2]uint64{} {
 		return

@@ -27,6 +27,16 @@ import (
 type Place struct {
 	First   *os.File          // pidfd of that process
 	Cgroups map[string]string // folders by controller, "" is version 2
+	Forks   Forks
+}
+
+// Forks is told of children that others are not to wait for: Hold before there
+// is one that is not known yet, Known once it is, or with 0 where there is none,
+// Gone when nobody will wait for it.
+type Forks interface {
+	Hold()
+	Known(pid int)
+	Gone(pid int)
 }
 
 // joining says at which descriptors a process finds what it needs to join.
@@ -85,53 +95,65 @@ func Join(c *configs.Config, p *libcontainer.Process, id string, in Place) (*os.
 	if unified != nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(unified.Fd())}
 	}
+	in.Forks.Hold()
 	if err := cmd.Start(); err != nil {
+		in.Forks.Known(0)
 		return nil, nil // an older kernel, a cgroup with others below: libcontainer knows another way
 	}
 	_ = theirs.Close()
-	pid, err := hear(ours)
-	state, waited := cmd.Process.Wait() // the first of two
-	if err == nil && waited == nil && !state.Success() {
-		err = fmt.Errorf("join: %s", state)
+	h := hearing{d: json.NewDecoder(io.LimitReader(ours, answerLimit))}
+	for h.pid == 0 && h.next() {
 	}
-	if pid == 0 {
-		return nil, fmt.Errorf("unable to start container process: %w", errors.Join(err, waited))
+	_, waited := cmd.Process.Wait() // the first of two has told of the other, or failed
+	in.Forks.Known(h.pid)
+	// From here on processes of the container can hold the other up: nobody
+	// else may have to wait for this.
+	for h.said == nil && h.next() {
 	}
-	child, found := os.FindProcess(pid)
-	if err = errors.Join(err, found); err != nil {
-		if found == nil {
-			_ = child.Kill()
-			_, _ = child.Wait()
-		}
-		return nil, fmt.Errorf("unable to start container process: %w", err)
+	if h.said == nil && !h.ready {
+		h.said = errors.New("the process ended before its program began")
 	}
-	return child, nil
+	if err = errors.Join(h.said, waited); err == nil {
+		return os.FindProcess(h.pid)
+	}
+	if child, found := os.FindProcess(h.pid); h.pid > 0 && found == nil {
+		_ = child.Kill()
+		_, _ = child.Wait()
+	}
+	in.Forks.Gone(h.pid)
+	return nil, fmt.Errorf("unable to start container process: %w", err)
 }
 
-// hear reads what the two processes say until the pipe closes for the program.
-func hear(from io.Reader) (pid int, err error) {
-	ready := false
-	for d := json.NewDecoder(io.LimitReader(from, answerLimit)); ; {
-		var m struct {
-			Pid  int
-			Type string
-			Arg  struct{ Message string }
-		}
-		switch err := d.Decode(&m); {
-		case errors.Is(err, io.EOF) && ready && pid > 0:
-			return pid, nil
-		case errors.Is(err, io.EOF):
-			return pid, errors.New("the process ended before its program began")
-		case err != nil:
-			return pid, err
-		case m.Pid > 0:
-			pid = m.Pid
-		case m.Type == "procReady":
-			ready = true
-		default:
-			return pid, errors.New(m.Arg.Message)
-		}
+// hearing is what the two processes say until the pipe closes for the program.
+// Their words may come in any order.
+type hearing struct {
+	d     *json.Decoder
+	pid   int // of the second
+	ready bool
+	said  error
+}
+
+// next hears one word more; it is false at the end.
+func (h *hearing) next() bool {
+	var m struct {
+		Pid  int
+		Type string
+		Arg  struct{ Message string }
 	}
+	switch err := h.d.Decode(&m); {
+	case errors.Is(err, io.EOF):
+		return false
+	case err != nil:
+		h.said = err
+		return false
+	case m.Pid > 0:
+		h.pid = m.Pid
+	case m.Type == "procReady":
+		h.ready = true
+	default:
+		h.said = errors.New(m.Arg.Message)
+	}
+	return true
 }
 
 // openGroups opens what a process writes itself to, in each hierarchy of

@@ -17,6 +17,7 @@ func File(*configs.Config, *libcontainer.Process, string) (*os.File, error) { re
 type Place struct {
 	First   *os.File
 	Cgroups map[string]string
+	Forks   any
 }
 
 // Join starts nothing.
