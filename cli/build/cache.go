@@ -1,17 +1,16 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -21,6 +20,7 @@ import (
 	units "github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/berth-project/berth/cli/remote"
 	"github.com/berth-project/berth/core/build"
 )
 
@@ -44,53 +44,34 @@ func Cache(docker command.Cli) *cobra.Command {
 	return cmd
 }
 
-// mountsPath of the daemon's native API.
-const mountsPath = "/berth/v1/builder/mounts"
-
-// call asks the daemon; the answer's body is closed by the caller.
-func call(ctx context.Context, docker command.Cli, method, path string, q url.Values, body io.Reader) (*http.Response, error) {
-	dial := docker.Client().Dialer()
-	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}}
-	req, err := http.NewRequestWithContext(ctx, method, (&url.URL{Scheme: "http", Host: "berth", Path: path, RawQuery: q.Encode()}).String(), body)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := c.Do(req)
+// explain words a failure of the native API.
+func explain(ctx context.Context, docker command.Cli, err error) error {
 	var failed *url.Error
-	if errors.As(err, &failed) {
+	switch {
+	case errors.Is(err, remote.ErrNoBerth):
+		return errors.New(say("the daemon knows nothing of cache mounts: it is not Berth's, or older than this program", "el demonio no sabe de montajes de caché: no es de Berth, o es más viejo que este programa"))
+	case errors.As(err, &failed):
 		if _, down := docker.Client().Ping(ctx, pingOptions); down != nil {
-			return nil, down // it says how to start the daemon
+			return down // it says how to start the daemon
 		}
-		return nil, failed.Err
+		return failed.Err
 	}
-	if err != nil || resp.StatusCode < http.StatusBadRequest {
-		return resp, err
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	if err != nil {
-		return nil, err
-	}
-	var said struct{ Message string }
-	if json.Unmarshal(text, &said) != nil || said.Message == "" || strings.HasPrefix(said.Message, "page not found") {
-		return nil, errors.New(say("the daemon knows nothing of cache mounts: it is not Berth's, or older than this program", "el demonio no sabe de montajes de caché: no es de Berth, o es más viejo que este programa"))
-	}
-	return nil, errors.New(said.Message)
+	return err
 }
 
-func mountList(ctx context.Context, docker command.Cli, method, path string, q url.Values, body io.Reader) (list []build.CacheMount, err error) {
-	resp, err := call(ctx, docker, method, path, q, body)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(&list); err != nil {
-		return nil, err
-	}
+func native(docker command.Cli) *remote.Client { return remote.New(docker.Client().Dialer()) }
+
+// mounts lists cache mounts in the order of their ids.
+func mounts(ctx context.Context, docker command.Cli) ([]build.CacheMount, error) {
+	list, err := native(docker).CacheMounts(ctx)
+	sortMounts(list)
+	return list, explain(ctx, docker, err)
+}
+
+func sortMounts(list []build.CacheMount) {
 	slices.SortFunc(list, func(a, b build.CacheMount) int {
-		return strings.Compare(a.ID+"\x00"+a.Record, b.ID+"\x00"+b.Record)
+		return cmp.Or(strings.Compare(a.ID, b.ID), strings.Compare(a.Record, b.Record))
 	})
-	return list, nil
 }
 
 func listMounts(docker command.Cli) *cobra.Command {
@@ -106,7 +87,7 @@ func listMounts(docker command.Cli) *cobra.Command {
 			if format != "table" && format != "json" {
 				return fmt.Errorf(say("unknown format %q: use table or json", "formato desconocido %q: use table o json"), format)
 			}
-			list, err := mountList(cmd.Context(), docker, http.MethodGet, mountsPath, nil, nil)
+			list, err := mounts(cmd.Context(), docker)
 			if err != nil {
 				return err
 			}
@@ -161,7 +142,7 @@ func yes(b bool) string {
 // completeMounts offers ids.
 func completeMounts(docker command.Cli) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		list, err := mountList(cmd.Context(), docker, http.MethodGet, mountsPath, nil, nil)
+		list, err := mounts(cmd.Context(), docker)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
@@ -190,18 +171,18 @@ func exportMounts(docker command.Cli) *cobra.Command {
 			if file == "" && docker.Out().IsTerminal() {
 				return errors.New(say("an archive is not written to a terminal: use -o FILE, or redirect the output", "un archivo tar no se escribe en un terminal: use -o ARCHIVO o redirija la salida"))
 			}
-			resp, err := call(cmd.Context(), docker, http.MethodGet, mountsPath+"/archive", url.Values{"id": ids}, nil)
+			archive, err := native(docker).ExportMounts(cmd.Context(), ids)
 			if err != nil {
-				return err
+				return explain(cmd.Context(), docker, err)
 			}
-			defer resp.Body.Close()
+			defer archive.Close()
 			if file == "" || file == "-" {
-				_, err = io.Copy(docker.Out(), resp.Body)
+				_, err = io.Copy(docker.Out(), archive)
 			} else {
-				err = write(file, resp.Body)
+				err = write(file, archive)
 			}
-			if n, _ := strconv.Atoi(resp.Header.Get("Berth-Skipped")); n > 0 && err == nil {
-				fmt.Fprintf(docker.Err(), say("%d sockets, pipes or devices are not in the archive\n", "%d sockets, tuberías o dispositivos no están en el archivo\n"), n)
+			if archive.Skipped > 0 && err == nil {
+				fmt.Fprintf(docker.Err(), say("%d sockets, pipes or devices are not in the archive\n", "%d sockets, tuberías o dispositivos no están en el archivo\n"), archive.Skipped)
 			}
 			return err
 		},
@@ -212,7 +193,7 @@ func exportMounts(docker command.Cli) *cobra.Command {
 
 // write puts a whole stream into a file, or leaves the file as it was.
 func write(file string, r io.Reader) error {
-	f, err := os.CreateTemp(dirOf(file), ".berth-cache-")
+	f, err := os.CreateTemp(filepath.Dir(file), ".berth-cache-")
 	if err != nil {
 		return err
 	}
@@ -224,16 +205,8 @@ func write(file string, r io.Reader) error {
 	return os.Rename(f.Name(), file)
 }
 
-func dirOf(file string) string {
-	if i := strings.LastIndexByte(file, '/'); i >= 0 {
-		return file[:i+1]
-	}
-	return "."
-}
-
 func importMounts(docker command.Cli) *cobra.Command {
-	var id string
-	var replace bool
+	var o build.MountImport
 	cmd := &cobra.Command{
 		Use:   "import [OPTIONS] FILE | -",
 		Short: say("Make cache mounts of an archive", "Crear montajes de caché a partir de un archivo tar"),
@@ -253,25 +226,19 @@ func importMounts(docker command.Cli) *cobra.Command {
 				defer f.Close()
 				in = f
 			}
-			q := url.Values{}
-			if id != "" {
-				q.Set("id", id)
-			}
-			if replace {
-				q.Set("replace", "1")
-			}
-			list, err := mountList(cmd.Context(), docker, http.MethodPost, mountsPath+"/archive", q, io.NopCloser(in))
+			list, err := native(docker).ImportMounts(cmd.Context(), in, o)
 			if err != nil {
-				return err
+				return explain(cmd.Context(), docker, err)
 			}
+			sortMounts(list)
 			for _, m := range list {
 				fmt.Fprintf(docker.Out(), say("Imported %s (%s)\n", "Importado %s (%s)\n"), m.ID, units.HumanSize(float64(m.Size)))
 			}
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&id, "id", "", say("Id of the one mount in the archive: what the Dockerfile says as id=, otherwise the target", "Identificador del único montaje del archivo: lo que el Dockerfile dice con id=; si no, el destino"))
-	cmd.Flags().BoolVar(&replace, "replace", false, say("Replace mounts that are here under the same ids", "Sustituir los montajes que ya hay con los mismos identificadores"))
+	cmd.Flags().StringVar(&o.ID, "id", "", say("Id of the one mount in the archive: what the Dockerfile says as id=, otherwise the target", "Identificador del único montaje del archivo: lo que el Dockerfile dice con id=; si no, el destino"))
+	cmd.Flags().BoolVar(&o.Replace, "replace", false, say("Replace mounts that are here under the same ids", "Sustituir los montajes que ya hay con los mismos identificadores"))
 	_ = cmd.RegisterFlagCompletionFunc("id", completeMounts(docker))
 	return cmd
 }

@@ -260,7 +260,7 @@ func (o options) context(docker command.Cli, so *client.SolveOpt, where string) 
 		return cleanup, fmt.Errorf("the context and the Dockerfile cannot both come from stdin")
 	case where == "-":
 		return o.stdin(docker.In(), so, local)
-	case remote(where):
+	case isRemote(where):
 		so.FrontendAttrs["context"] = where
 		if file != "" {
 			so.FrontendAttrs["filename"] = file
@@ -298,7 +298,7 @@ func readDockerfile(r io.Reader) ([]byte, error) {
 	return text, err
 }
 
-func remote(where string) bool {
+func isRemote(where string) bool {
 	if strings.HasPrefix(where, "http://") || strings.HasPrefix(where, "https://") {
 		return true
 	}

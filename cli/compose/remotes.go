@@ -8,10 +8,7 @@ import (
 // remotes fetch what include, extends and --file name on other machines.
 func (t *tool) remotes() []compose.Remote {
 	login := func(registry string) (user, password string) {
-		if registry == "docker.io" {
-			registry = "https://index.docker.io/v1/"
-		}
-		auth, err := t.docker.ConfigFile().GetAuthConfig(registry)
+		auth, err := t.docker.ConfigFile().GetAuthConfig(authKey(registry))
 		if err != nil {
 			return "", "" // nobody logged in there: ask without
 		}

@@ -1,6 +1,6 @@
-// Package remote speaks the daemon's native API (docs/design/app.md): one
-// method for each operation. It knows HTTP and the structs of the core, and
-// nothing of screens.
+// Package remote speaks the daemon's native API (docs/design/app.md and, of
+// cache mounts, docs/design/build.md): one method for each operation. It knows
+// HTTP and the structs of the core, and nothing of screens.
 package remote
 
 import (
@@ -211,12 +211,17 @@ func (c *Client) send(ctx context.Context, method, path string, body any) (*http
 		}
 		r = bytes.NewReader(b)
 	}
-	request, err := http.NewRequestWithContext(ctx, method, "http://berth"+path, r)
+	return c.do(ctx, method, path, "application/json", r)
+}
+
+// do sends a body, if there is one, and gives the answer unless it is a refusal.
+func (c *Client) do(ctx context.Context, method, path, kind string, body io.Reader) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://berth"+path, body)
 	if err != nil {
 		return nil, err
 	}
 	if body != nil {
-		request.Header.Set("Content-Type", "application/json")
+		request.Header.Set("Content-Type", kind)
 	}
 	answer, err := c.http.Do(request)
 	if err != nil {
