@@ -24,9 +24,9 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"github.com/moby/sys/user"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/lib/fault"
-	"golang.org/x/sys/unix"
 )
 
 // executor runs the steps of builds as containers of the keeper.

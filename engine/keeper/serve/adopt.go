@@ -18,7 +18,7 @@ import (
 
 // adopt finds what another keeper left: its containers go on, watched by pid
 // and start time. Their pipes come back from the daemon; where it died too,
-// those of output are found again.
+// those of output are found when they are asked for.
 func (k *server) adopt() error {
 	records, err := readAll[keeper.Process](filepath.Join(k.dir, "procs"), k.log)
 	if err != nil {
@@ -164,7 +164,6 @@ func (k *server) adoptProcess(c *container, r keeper.Process) {
 	w, err := newWatch(r.Pid)
 	if err == nil && startTime(r.Pid) == r.StartTime {
 		p.watch = w
-		c.recoverOutputs(p)
 		k.noticeOOM(c, p)
 		go k.attend(c, p)
 		return
@@ -202,10 +201,6 @@ func (k *server) adoptPipes(r keeper.Ref, pipes keeper.Pipes) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if p.recovered {
-		p.pipes.Close()
-		p.pipes, p.recovered = keeper.Pipes{}, false
-	}
 	if set, _ := p.pipes.List(); set != (keeper.StreamSet{}) {
 		pipes.Close()
 		return fault.Conflictf("process %s has its pipes", fileName(r))

@@ -45,10 +45,8 @@ type process struct {
 	child child  // nil where adopted
 	watch *watch // nil where it had ended before it was found
 	pipes keeper.Pipes
-	// recovered says that pipes were found again, and that who holds the true ones may replace them.
-	recovered bool
-	fifos     keeper.Fifos
-	gone      chan struct{} // closed when it has exited
+	fifos keeper.Fifos
+	gone  chan struct{} // closed when it has exited
 }
 
 func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
@@ -82,9 +80,6 @@ func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
 		close(over)
 	}()
 	c := &container{id: r.ID, procs: map[string]*process{}, joining: map[string]bool{}, created: true, shared: !config.Namespaces.IsPrivate(configs.NEWPID)}
-	k.kids.forks.RLock()
-	defer k.kids.forks.RUnlock()
-
 	// What a keeper that is killed from here on leaves, the next one must find.
 	making := filepath.Join(k.dir, "making", r.ID)
 	if err := write(making, half{r.ID, config.Cgroups.Systemd, config.Cgroups.Path, config.Cgroups.Name, config.Cgroups.Parent, config.Cgroups.ScopePrefix}); err != nil {
@@ -96,12 +91,12 @@ func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
 	}
 	lp, err := newProcess(r.Spec.Process)
 	if err != nil {
-		return nil, none, errors.Join(err, c.lib.Destroy())
+		return nil, none, errors.Join(err, k.destroy(c))
 	}
 	lp.Init = true
 	p := &process{Process: keeper.Process{Ref: keeper.Ref{ID: r.ID}, Streams: r.Streams}, lib: lp, fifos: r.Fifos, gone: make(chan struct{})}
 	if err := k.launch(c, p); err != nil {
-		if destroyed := c.lib.Destroy(); destroyed != nil {
+		if destroyed := k.destroy(c); destroyed != nil {
 			k.log.Warn("failed container not destroyed", "container", r.ID, "error", destroyed)
 		}
 		return nil, none, err
@@ -192,7 +187,7 @@ func (k *server) launch(c *container, p *process) (err error) {
 		_ = p.child.Signal(unix.SIGKILL)
 		_, _ = p.child.Wait()
 		if pid, failed := p.child.Pid(); failed == nil {
-			k.kids.remove(pid)
+			k.kids.Gone(pid)
 		}
 		return err
 	}
@@ -308,6 +303,13 @@ func (k *server) startByLibcontainer(c *container, p *process) error {
 		k.kids.add(pid)
 	}
 	return nil
+}
+
+// destroy removes what libcontainer has of a container; hooks are its children.
+func (k *server) destroy(c *container) error {
+	k.kids.forks.RLock()
+	defer k.kids.forks.RUnlock()
+	return c.lib.Destroy()
 }
 
 func (k *server) start(id string) error {
@@ -504,10 +506,7 @@ func (k *server) delete(r keeper.Ref) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r.Exec == "" {
-		k.kids.forks.RLock()
-		err := c.lib.Destroy()
-		k.kids.forks.RUnlock()
-		if err != nil && !errors.Is(err, cgroups.ErrDevicesUnsupported) {
+		if err := k.destroy(c); err != nil && !errors.Is(err, cgroups.ErrDevicesUnsupported) {
 			return err
 		}
 		for id, e := range c.procs {
@@ -540,6 +539,10 @@ func (k *server) pipes(r keeper.Ref) (keeper.Pipes, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if p.Streams == (keeper.StreamSet{}) && p.Exit == nil {
+		// A daemon that lived on would have given them back.
+		c.recoverOutputs(p)
+	}
 	return p.pipes, nil
 }
 
@@ -552,11 +555,12 @@ func (k *server) list() []keeper.Process {
 	making := slices.Collect(maps.Values(k.making))
 	k.mu.Unlock()
 	limit := time.After(makingLimit)
+wait:
 	for _, over := range making {
 		select {
 		case <-over:
 		case <-limit:
-			limit = time.After(0) // the others have had as long
+			break wait
 		}
 	}
 	k.mu.Lock()

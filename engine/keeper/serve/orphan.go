@@ -42,16 +42,14 @@ func (c *children) Known(pid int) {
 	c.forks.RUnlock()
 }
 
-// Gone forgets a child.
-func (c *children) Gone(pid int) { c.remove(pid) }
-
 func (c *children) add(pid int) {
 	c.mu.Lock()
 	c.running[pid] = true
 	c.mu.Unlock()
 }
 
-func (c *children) remove(pid int) {
+// Gone forgets a child.
+func (c *children) Gone(pid int) {
 	c.mu.Lock()
 	delete(c.running, pid)
 	c.mu.Unlock()

@@ -103,6 +103,7 @@ func inode(f *os.File) (uint64, error) {
 // wrote while neither keeper nor daemon lived broke the pipe: an end of its own
 // to read would heal that, but to some programs a standard output that can be
 // read has been closed.) Input and terminals end with the last who held them.
+// c.mu is held.
 func (c *container) recoverOutputs(p *process) {
 	if p.Outputs == [2]uint64{} {
 		return
@@ -126,7 +127,6 @@ func (c *container) recoverOutputs(p *process) {
 		}
 	}
 	p.Streams, _ = p.pipes.List()
-	p.recovered = p.Streams != keeper.StreamSet{}
 }
 
 // reopen gives a reading end of the pipe at a path of /proc, or nil where it is

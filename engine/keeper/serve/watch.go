@@ -89,7 +89,7 @@ func (k *server) attend(c *container, p *process) {
 	}
 	if p.child != nil {
 		e.Code = reap(p)
-		k.kids.remove(p.Pid)
+		k.kids.Gone(p.Pid)
 	} else {
 		e.Code, e.Unknown = w.code()
 	}

@@ -13,7 +13,7 @@
 enum {
 	STEP_JOIN = 1,          // descriptors: of the parent's pipe, of the first process; CLONE_NEW*, number of open files of cgroups that follow; text for oom_score_adj or ""
 	STEP_LIMIT,             // RLIMIT_*, soft, hard
-	STEP_KEYRING,       // modify?, permissions to add; name
+	STEP_KEYRING,           // modify?, permissions to add; name
 	STEP_LOOPBACK,
 	STEP_ROOT,              // propagation; path
 	STEP_FRESH,             // MOUNT_ATTR_*; type, source, path, options

@@ -501,7 +501,6 @@ static void own_null(void)
 		close(null);
 }
 
-// make_folders is mkdir -p inside the jail.
 // terminal makes a pair of the container's own, gives the keeper its master, and
 // puts the other end in the place of input and output.
 static void terminal(int socket, int columns, int rows, int on_console)
@@ -559,6 +558,7 @@ static void terminal(int socket, int columns, int rows, int on_console)
 		fail(errno, "take controlling terminal");
 }
 
+// make_folders is mkdir -p inside the jail.
 static void make_folders(const char *path)
 {
 	char part[PATH_MAX];
