@@ -1,13 +1,19 @@
 package proxy
 
 import (
+	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/berth-project/berth/core/network"
+	"github.com/berth-project/berth/test/kit"
 )
+
+func TestMain(m *testing.M) { os.Exit(kit.Main(m)) }
 
 // named answers every packet with a name, at 127.0.0.1.
 func named(t *testing.T, name string) netip.AddrPort {
@@ -34,8 +40,11 @@ func named(t *testing.T, name string) netip.AddrPort {
 func free(t *testing.T) uint16 {
 	t.Helper()
 	c, err := net.ListenPacket("udp6", "[::1]:0")
+	if errors.Is(err, syscall.EADDRNOTAVAIL) || errors.Is(err, syscall.EAFNOSUPPORT) {
+		kit.Skip(t, "the kernel has no IPv6 here")
+	}
 	if err != nil {
-		t.Skip("no IPv6:", err)
+		t.Fatal(err)
 	}
 	defer c.Close()
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Port()

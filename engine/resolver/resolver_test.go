@@ -8,7 +8,12 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/berth-project/berth/test/kit"
 )
+
+// In a network namespace of their own, which needs root to be entered.
+func TestMain(m *testing.M) { os.Exit(kit.Main(m)) }
 
 // elsewhere knows no name and sends all to its servers.
 type elsewhere []netip.AddrPort
@@ -16,6 +21,7 @@ type elsewhere []netip.AddrPort
 func (elsewhere) Lookup(string, string) ([]netip.Addr, bool) { return nil, false }
 func (elsewhere) Reverse(string, netip.Addr) (string, bool)  { return "", false }
 func (e elsewhere) Upstream(string) ([]netip.AddrPort, bool) { return e, false }
+
 func socket(t *testing.T) *net.UDPConn {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
@@ -27,9 +33,6 @@ func socket(t *testing.T) *net.UDPConn {
 }
 
 func TestAStopEndsTheQueriesUnderWay(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to enter a network namespace")
-	}
 	silent, next := socket(t), socket(t)
 	var names elsewhere
 	for _, c := range []*net.UDPConn{silent, next} {

@@ -50,7 +50,7 @@ func runApplications(t *testing.T, e *kit.Engine) {
 		ran++
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			berth(t, e, append([]string{"library", "build", "--offline", "--format", "json"}, names...)...)
-			testscript.RunT(one{t}, testscript.Params{
+			testscript.RunT(kit.One{T: t}, testscript.Params{
 				Files: []string{file}, Deadline: time.Now().Add(kit.Stretch(scriptLimit)), RequireExplicitExec: true,
 				Setup: func(env *testscript.Env) error { return setup(env, e, window) },
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -73,16 +73,6 @@ func images(script []byte) []string {
 	}
 	return nil
 }
-
-// one runs one script in the test it is given.
-type one struct{ *testing.T }
-
-func (o one) Run(_ string, f func(testscript.T)) { f(o) }
-
-// Parallel does nothing: applications share ports.
-func (o one) Parallel() {}
-
-func (o one) Verbose() bool { return testing.Verbose() }
 
 // setup is a person's environment behind a proxy: the docker client's
 // configuration names it for builds, the variables where the registries are.

@@ -16,7 +16,10 @@ import (
 	"github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berth-project/berth/format/compose"
+	"github.com/berth-project/berth/test/kit"
 )
+
+func TestMain(m *testing.M) { os.Exit(kit.Count(m)) }
 
 func load(t *testing.T, text string, remotes ...compose.Remote) (string, error) {
 	t.Helper()
@@ -36,9 +39,7 @@ func load(t *testing.T, text string, remotes ...compose.Remote) (string, error) 
 // "dumb" protocol), and returns its address.
 func repositoryOf(t *testing.T, files map[string]string) string {
 	t.Helper()
-	if _, err := exec.LookPath("git"); err != nil {
-		t.Skip("git is not installed")
-	}
+	kit.Need(t, "git")
 	top := t.TempDir()
 	work := filepath.Join(top, "work")
 	for name, text := range files {
