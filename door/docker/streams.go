@@ -19,6 +19,7 @@ import (
 
 	"github.com/coder/websocket"
 	api "github.com/moby/moby/api/types/container"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/lib/fault"
@@ -77,6 +78,30 @@ func hijack(w http.ResponseWriter, r *request, kind string) (net.Conn, *bufio.Re
 	return conn, buf.Reader, err
 }
 
+// headLimit is how long a client may take to read the head of an answer.
+const headLimit = time.Second
+
+// headTaken returns when the client has read the head. docker-py reads it with
+// a buffer that it then leaves behind, and with it the output that has come
+// along: an exec here can end before such a client has read a byte. Over TCP
+// nobody tells what a client has read.
+func headTaken(conn net.Conn) {
+	u, ok := conn.(*net.UnixConn)
+	if !ok {
+		return
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = u.SetWriteDeadline(time.Now().Add(headLimit))
+	_ = raw.Write(func(fd uintptr) bool { // asked again whenever the client has read
+		unread, err := unix.IoctlGetInt(int(fd), unix.TIOCOUTQ)
+		return err != nil || unread == 0
+	})
+	_ = u.SetWriteDeadline(time.Time{})
+}
+
 func streamType(version int, tty bool) string {
 	if version >= 42 && !tty {
 		return multiplexedStream
@@ -98,6 +123,7 @@ func (d *Door) serve(w http.ResponseWriter, r *request, tty, stdin bool, begin f
 		_, _ = fmt.Fprintf(stdout, "%s\r\n", text)
 		return nil
 	}
+	headTaken(conn)
 	var input io.Reader
 	if stdin {
 		input = in

@@ -16,6 +16,17 @@ type duplicates struct {
 	tty, stdin, stdout, stderr int // -1: none
 }
 
+// Duplicate gives descriptors of the same streams, which last when the first are closed.
+func (p Pipes) Duplicate() Pipes {
+	one := func(f *os.File) *os.File {
+		if fd := duplicate(f); fd >= 0 {
+			return os.NewFile(uintptr(fd), f.Name())
+		}
+		return nil
+	}
+	return Pipes{one(p.TTY), one(p.Stdin), one(p.Stdout), one(p.Stderr)}
+}
+
 func duplicate(f *os.File) int {
 	fd := -1
 	if f == nil {

@@ -47,6 +47,10 @@ type process struct {
 	pipes keeper.Pipes
 	fifos keeper.Fifos
 	gone  chan struct{} // closed when it has exited
+	// Who started it hears of its exit after it has the streams, which are
+	// deleted then. Of an adopted process answered is nil.
+	answer   keeper.Pipes
+	answered chan struct{}
 }
 
 func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
@@ -94,14 +98,14 @@ func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
 		return nil, none, errors.Join(err, k.destroy(c))
 	}
 	lp.Init = true
-	p := &process{Process: keeper.Process{Ref: keeper.Ref{ID: r.ID}, Streams: r.Streams}, lib: lp, fifos: r.Fifos, gone: make(chan struct{})}
+	p := &process{Process: keeper.Process{Ref: keeper.Ref{ID: r.ID}, Streams: r.Streams}, lib: lp, fifos: r.Fifos, gone: make(chan struct{}), answered: make(chan struct{})}
 	if err := k.launch(c, p); err != nil {
 		if destroyed := k.destroy(c); destroyed != nil {
 			k.log.Warn("failed container not destroyed", "container", r.ID, "error", destroyed)
 		}
 		return nil, none, err
 	}
-	return keeper.Started{Pid: p.Pid, Streams: p.Streams, Cgroups: c.cgroups}, p.pipes, nil
+	return starting{keeper.Started{Pid: p.Pid, Streams: p.Streams, Cgroups: c.cgroups}, p}, p.answer, nil
 }
 
 func (k *server) exec(r keeper.ExecRequest) (any, keeper.Pipes, error) {
@@ -124,11 +128,11 @@ func (k *server) exec(r keeper.ExecRequest) (any, keeper.Pipes, error) {
 		return nil, none, err
 	}
 	defer c.leave(r.Exec)
-	p := &process{Process: keeper.Process{Ref: r.Ref, Streams: r.Streams}, lib: lp, fifos: r.Fifos, gone: make(chan struct{})}
+	p := &process{Process: keeper.Process{Ref: r.Ref, Streams: r.Streams}, lib: lp, fifos: r.Fifos, gone: make(chan struct{}), answered: make(chan struct{})}
 	if err := k.launch(c, p); err != nil {
 		return nil, none, err
 	}
-	return keeper.Started{Pid: p.Pid, Streams: p.Streams}, p.pipes, nil
+	return starting{keeper.Started{Pid: p.Pid, Streams: p.Streams}, p}, p.answer, nil
 }
 
 // admit says whether a further process may join, and reserves its name. The
@@ -230,6 +234,7 @@ func (k *server) launch(c *container, p *process) (err error) {
 		k.mu.Unlock()
 	}
 	k.noticeOOM(c, p)
+	p.answer = p.pipes.Duplicate()
 	go k.attend(c, p)
 	return nil
 }
@@ -543,7 +548,7 @@ func (k *server) pipes(r keeper.Ref) (keeper.Pipes, error) {
 		// A daemon that lived on would have given them back.
 		c.recoverOutputs(p)
 	}
-	return p.pipes, nil
+	return p.pipes.Duplicate(), nil
 }
 
 // makingLimit is how long a list waits for containers that are being made:

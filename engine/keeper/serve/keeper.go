@@ -102,6 +102,7 @@ func (k *server) converse(w *keeper.Wire) {
 
 func (k *server) answer(w *keeper.Wire, f keeper.Frame, files []*os.File) {
 	out, pipes, err := k.do(w, f, files)
+	defer pipes.Close() // duplicates: the process's own may be closed meanwhile
 	reply := keeper.Frame{Seq: f.Seq}
 	var streams []*os.File
 	switch {
@@ -113,7 +114,11 @@ func (k *server) answer(w *keeper.Wire, f keeper.Frame, files []*os.File) {
 		}
 		_, streams = pipes.List()
 	}
-	if err := w.Send(reply, streams...); err != nil {
+	err = w.Send(reply, streams...)
+	if s, ok := out.(starting); ok {
+		close(s.p.answered)
+	}
+	if err != nil {
 		k.log.Warn("answer not sent", "op", f.Op, "error", err)
 		var made keeper.CreateRequest
 		if f.Op == "create" && reply.Failure == nil && json.Unmarshal(f.Body, &made) == nil {
@@ -126,6 +131,12 @@ func (k *server) answer(w *keeper.Wire, f keeper.Frame, files []*os.File) {
 	if f.Op == "shutdown" && reply.Failure == nil {
 		k.stop()
 	}
+}
+
+// starting is the answer to who has started a process.
+type starting struct {
+	keeper.Started
+	p *process
 }
 
 func (k *server) do(w *keeper.Wire, f keeper.Frame, files []*os.File) (any, keeper.Pipes, error) {

@@ -112,6 +112,9 @@ func (k *server) attend(c *container, p *process) {
 		k.log.Error("record not written", "container", c.id, "error", err)
 	}
 	c.mu.Unlock()
+	if p.answered != nil {
+		<-p.answered
+	}
 	k.exits.tell(e)
 	close(p.gone)
 }
