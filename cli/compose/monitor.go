@@ -44,12 +44,15 @@ type monitor struct {
 	mu       sync.Mutex
 	alive    map[string]tracked // run, or will run again
 	ended    map[string]string  // id → when its last run ended
+	begun    map[string]bool    // ids whose start was seen
+	expected map[string]bool    // ids that were started, which the events have not told yet
 	complete bool               // forever no longer holds
 	wake     chan struct{}
+	ready    chan struct{} // closed when nothing that begins from now on is missed
 }
 
 func (t *tool) newMonitor(project string, services []string) *monitor {
-	return &monitor{t: t, project: project, services: services, alive: map[string]tracked{}, ended: map[string]string{}, wake: make(chan struct{}, 1)}
+	return &monitor{t: t, project: project, services: services, alive: map[string]tracked{}, ended: map[string]string{}, begun: map[string]bool{}, expected: map[string]bool{}, wake: make(chan struct{}, 1), ready: make(chan struct{})}
 }
 
 // finish lets a monitor that runs forever end with its last container.
@@ -60,6 +63,16 @@ func (m *monitor) finish() {
 	select {
 	case m.wake <- struct{}{}:
 	default:
+	}
+}
+
+// expect is told of a container that has just been started: its events may be
+// on their way when all else is over.
+func (m *monitor) expect(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, runs := m.alive[id]; !runs && !m.begun[id] {
+		m.expected[id] = true
 	}
 }
 
@@ -98,6 +111,7 @@ func (m *monitor) watch(ctx context.Context) error {
 	if m.listed != nil {
 		m.listed(there)
 	}
+	close(m.ready)
 	for !m.over() {
 		select {
 		case <-ctx.Done():
@@ -121,11 +135,17 @@ func (m *monitor) watch(ctx context.Context) error {
 func (m *monitor) over() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return len(m.alive) == 0 && (!m.forever || m.complete)
+	return len(m.alive) == 0 && len(m.expected) == 0 && (!m.forever || m.complete)
 }
 
 func (m *monitor) on(ctx context.Context, e events.Message) {
 	labels := e.Actor.Attributes
+	if e.Action == events.ActionStart || e.Action == events.ActionDestroy {
+		m.mu.Lock()
+		m.begun[e.Actor.ID] = true
+		delete(m.expected, e.Actor.ID)
+		m.mu.Unlock()
+	}
 	if !m.watched(labels) {
 		return
 	}

@@ -214,13 +214,23 @@ func (u *session) run(ctx context.Context, r app.ApplyRequest) error {
 	m, logs := u.monitor(life)
 	watching := make(chan error, 1)
 	go func() { watching <- m.watch(life) }()
+	select {
+	case <-m.ready:
+	case err := <-watching:
+		return err
+	}
 
 	applying, stopApplying := context.WithCancel(life)
 	defer stopApplying()
 	u.t.screen.begin("up")
 	applied := make(chan error, 1)
 	go func() {
-		_, err := u.t.operate(applying, func(ctx context.Context, w remote.Watch) (app.Result, error) { return u.t.remote().Apply(ctx, r, w) }, u.show)
+		_, err := u.t.operate(applying, func(ctx context.Context, w remote.Watch) (app.Result, error) { return u.t.remote().Apply(ctx, r, w) }, func(p app.Progress) {
+			if p.Action == app.Start && p.Kind == app.KindContainer && p.Status == app.Done && p.Container != "" {
+				m.expect(p.Container)
+			}
+			u.show(p)
+		})
 		applied <- err
 	}()
 	interrupted := ctx.Done()
