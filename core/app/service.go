@@ -291,13 +291,14 @@ func (s *Service) apply(ctx context.Context, op *operation, a *App, r ApplyReque
 	if err != nil {
 		return fail(err)
 	}
-	op.tell(Progress{Plan: &plan})
 	record := before
 	if !r.Policy.NoRecord {
 		if record, err = s.wish(ctx, op, doc, r.Policy, rev, !plan.Empty()); err != nil {
 			return fail(err)
 		}
 	}
+	// The first line comes when the wish is on disk: what was heard of is done.
+	op.tell(Progress{Plan: &plan})
 	result.Revision = record.Current
 	walk := &run{s: s, op: op, app: a, policy: r.Policy, sep: separator(r.Policy.Compatibility), auth: r.Auth,
 		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
