@@ -157,6 +157,7 @@ func lookup(root, name string, groups []string) (u specs.User, home string, err 
 		if err != nil {
 			return u, "", fault.Invalidf("Unable to find group: %w", err)
 		}
+		slices.Sort(more) // they come in no order
 		extra = append(extra, more...)
 	}
 	// The primary group first, as moby does: it must survive setgroups.
