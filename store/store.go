@@ -14,6 +14,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
@@ -22,6 +24,7 @@ import (
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/network"
 	"github.com/berth-project/berth/core/volume"
+	"github.com/berth-project/berth/lib/fault"
 )
 
 // migrations run once each, in order; their number is the schema's version.
@@ -37,6 +40,7 @@ const (
 	kindMeta      = "meta"
 	kindApp       = "app"
 	kindRevision  = "revision" // id: application, "/", number in six digits
+	kindJob       = "job"      // id: application, "/", job
 )
 
 // batchLimit bounds the writes that share one transaction.
@@ -56,8 +60,9 @@ type Store struct {
 
 type write struct {
 	kind, id string
-	body     []byte // nil deletes
-	note     bool   // need not be on disk
+	body     []byte  // nil deletes
+	note     bool    // need not be on disk
+	with     []write // in the same transaction
 	result   chan error
 }
 
@@ -160,7 +165,9 @@ func (s *Store) apply(batch []write) error {
 	if err != nil {
 		return err
 	}
-	for _, w := range batch {
+	for i := 0; i < len(batch); i++ {
+		w := batch[i]
+		batch = append(batch, w.with...)
 		if w.body == nil {
 			_, err = tx.Exec("DELETE FROM object WHERE kind = ? AND id = ?", w.kind, w.id)
 		} else {
@@ -251,6 +258,27 @@ func (s *Store) PutContainer(ctx context.Context, c container.Container) error {
 	return s.put(ctx, kindContainer, string(c.ID), c)
 }
 
+// PutContainers remembers several at once: all or none.
+func (s *Store) PutContainers(ctx context.Context, list ...container.Container) error {
+	var all write
+	for i, c := range list {
+		body, err := json.Marshal(c)
+		if err != nil {
+			return err
+		}
+		w := write{kind: kindContainer, id: string(c.ID), body: body, result: make(chan error, 1)}
+		if i == 0 {
+			all = w
+		} else {
+			all.with = append(all.with, w)
+		}
+	}
+	if all.result == nil {
+		return nil
+	}
+	return s.write(ctx, all)
+}
+
 // NoteContainer remembers it past the end of this process, and past a power
 // cut only if something is put after it.
 func (s *Store) NoteContainer(ctx context.Context, c container.Container) error {
@@ -326,6 +354,54 @@ func (s *Store) PutRevision(ctx context.Context, name string, r app.Revision) er
 // DeleteRevision forgets it.
 func (s *Store) DeleteRevision(ctx context.Context, name string, number int) error {
 	return s.remove(ctx, kindRevision, revisionID(name, number))
+}
+
+// Revision gives one; fault.ErrNotFound where it is not there.
+func (s *Store) Revision(ctx context.Context, name string, number int) (r app.Revision, err error) {
+	list, err := some[app.Revision](ctx, s, "SELECT body FROM object WHERE kind = ? AND id = ?", kindRevision, revisionID(name, number))
+	if err == nil && len(list) == 0 {
+		return r, fault.NotFound("revision", revisionID(name, number))
+	}
+	if err != nil {
+		return r, err
+	}
+	return list[0], nil
+}
+
+// RevisionNumbers gives those that are kept of an application, ascending.
+func (s *Store) RevisionNumbers(ctx context.Context, name string) (list []int, err error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT id FROM object WHERE kind = ? AND id > ? AND id < ? ORDER BY id", kindRevision, name+"/", name+"0")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		n, err := strconv.Atoi(strings.TrimPrefix(id, name+"/"))
+		if err != nil {
+			return nil, fmt.Errorf("read revision %s: %w", id, err)
+		}
+		list = append(list, n)
+	}
+	return list, rows.Err()
+}
+
+// PutJob remembers when a job ran, and what became of it.
+func (s *Store) PutJob(ctx context.Context, j app.JobRecord) error {
+	return s.put(ctx, kindJob, j.App+"/"+j.Name, j)
+}
+
+// DeleteJob forgets it.
+func (s *Store) DeleteJob(ctx context.Context, name, job string) error {
+	return s.remove(ctx, kindJob, name+"/"+job)
+}
+
+// Jobs gives those of all applications.
+func (s *Store) Jobs(ctx context.Context) ([]app.JobRecord, error) {
+	return all[app.JobRecord](ctx, s, kindJob)
 }
 
 // Revisions gives those of an application, oldest first.

@@ -102,7 +102,7 @@ var verbs = map[app.Action][2]string{
 	app.Create: {"Creating", "Created"}, app.Start: {"Starting", "Started"}, app.Stop: {"Stopping", "Stopped"}, app.Restart: {"Restarting", "Restarted"},
 	app.Remove: {"Removing", "Removed"}, app.Rename: {"Renaming", "Renamed"}, app.Wait: {"Waiting", "Ready"}, app.Connect: {"Connecting", "Connected"},
 	app.Disconnect: {"Disconnecting", "Disconnected"}, app.Pull: {"Pulling", "Pulled"}, app.Build: {"Building", "Built"}, app.Hook: {"Running hook", "Hook done"},
-	app.Provide: {"Providing", "Provided"}, app.Pause: {"Pausing", "Paused"}, app.Unpause: {"Unpausing", "Unpaused"}, app.Kill: {"Killing", "Killed"},
+	app.Pause: {"Pausing", "Paused"}, app.Unpause: {"Unpausing", "Unpaused"}, app.Kill: {"Killing", "Killed"},
 }
 
 // eventOf translates a line of the daemon; not ok where it speaks of no step.

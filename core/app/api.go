@@ -35,7 +35,7 @@ type Policy struct {
 	Compatibility bool           `json:"compatibility,omitempty"` // names with _ between their parts
 	Parallel      int            `json:"parallel,omitempty"`      // steps at a time; 0 is the daemon's choice
 	NoRoll        bool           `json:"no_roll,omitempty"`       // replace at once, whatever update_config says
-	NoRecord      bool           `json:"no_record,omitempty"`     // make no revision: what is done here is not the new wish
+	Rollback      bool           `json:"rollback,omitempty"`      // it is a way back: replace as rollback_config says
 }
 
 // ApplyRequest is the body of POST /berth/v1/apps/{app}/apply and …/plan.
@@ -166,7 +166,6 @@ const (
 	Pull       Action = "pull"
 	Build      Action = "build"
 	Hook       Action = "run hook"
-	Provide    Action = "provide"
 	Pause      Action = "pause"
 	Unpause    Action = "unpause"
 	Kill       Action = "kill"
@@ -276,12 +275,12 @@ type Details struct {
 
 // JobState is a job and when it runs.
 type JobState struct {
-	Name      string    `json:"name"`
-	Schedule  string    `json:"schedule,omitempty"`
-	Next      time.Time `json:"next,omitzero"`
-	Last      time.Time `json:"last,omitzero"`
-	Container string    `json:"container,omitempty"` // of the last run
-	Outcome   string    `json:"outcome,omitempty"`   // "running", "exit 0", …
+	Name     string    `json:"name"`
+	Schedule string    `json:"schedule,omitempty"`
+	Next     time.Time `json:"next,omitzero"`
+	Last     time.Time `json:"last,omitzero"`
+	Outcome  string    `json:"outcome,omitempty"` // of the last run: "running", "exit 0", …
+	Queued   int       `json:"queued,omitempty"`  // runs that wait for its end
 }
 
 // Happening is one line of GET /berth/v1/apps/{app}/events: what happened to

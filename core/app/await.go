@@ -37,6 +37,9 @@ func (r *run) await(ctx context.Context, s Step, id string) error {
 		if s.Condition == ConditionCompleted {
 			return completed(s.Service, list)
 		}
+		if s.Condition == ConditionStarted {
+			return started(s.Service, list)
+		}
 		all := true
 		for _, c := range list {
 			ok, err := r.healthy(ctx, c, s.Condition == ConditionHealthy)
@@ -47,6 +50,22 @@ func (r *run) await(ctx context.Context, s Step, id string) error {
 		}
 		return all, nil
 	})
+}
+
+func started(service string, list []container.Container) (bool, error) {
+	all := true
+	for _, c := range list {
+		switch c.State.Status {
+		case container.Running, container.Paused:
+		case container.Exited, container.Dead:
+			if c.State.ExitCode != 0 {
+				return false, fault.Conflictf("service %q is not started: container %s exited (%d)", service, c.Name, c.State.ExitCode)
+			}
+		default:
+			all = false
+		}
+	}
+	return all, nil
 }
 
 func completed(service string, list []container.Container) (bool, error) {
@@ -67,7 +86,7 @@ func completed(service string, list []container.Container) (bool, error) {
 func (r *run) healthy(ctx context.Context, c container.Container, needCheck bool) (bool, error) {
 	switch c.State.Status {
 	case container.Exited, container.Dead, container.Removing:
-		return false, fault.Conflictf("container %s exited (%d)%s", c.Name, c.State.ExitCode, r.lastWords(ctx, c))
+		return false, fault.Conflictf("container %s exited (%d)%s", c.Name, c.State.ExitCode, r.s.lastWords(ctx, c))
 	}
 	h := c.Spec.Health
 	checked := h != nil && len(h.Test) > 0 && h.Test[0] != "NONE"
@@ -100,10 +119,10 @@ func clip(text string) string {
 }
 
 // lastWords are the end of a container's output: mostly the cause of its end.
-func (r *run) lastWords(ctx context.Context, c container.Container) string {
+func (s *Service) lastWords(ctx context.Context, c container.Container) string {
 	var b strings.Builder
 	tail := 3
-	err := r.s.o.Containers.Logs(ctx, string(c.ID), container.LogOptions{Stdout: true, Stderr: true, Tail: tail}, func(l container.LogRecord) error {
+	err := s.o.Containers.Logs(ctx, string(c.ID), container.LogOptions{Stdout: true, Stderr: true, Tail: tail}, func(l container.LogRecord) error {
 		b.Write(l.Line)
 		return nil
 	})
@@ -132,7 +151,7 @@ func (r *run) settle(ctx context.Context, s Step, id string) error {
 			return false, err
 		}
 		if c.State.Status == container.Restarting || c.State.RestartCount > 0 {
-			return false, fault.Conflictf("container %s exited (%d) and is started again%s", c.Name, c.State.ExitCode, r.lastWords(ctx, c))
+			return false, fault.Conflictf("container %s exited (%d) and is started again%s", c.Name, c.State.ExitCode, r.s.lastWords(ctx, c))
 		}
 		h := c.Spec.Health
 		checked = h != nil && len(h.Test) > 0 && h.Test[0] != "NONE"
@@ -279,51 +298,72 @@ func (r *run) preStart(ctx context.Context, s Step) error {
 		one.Networks, one.NetworkMode = service.Networks, service.NetworkMode
 	}
 	name := strings.Join([]string{r.app.Project.Name, s.Service, "pre_start", fmt.Sprint(s.Hook)}, r.sep)
-	code, err := r.oneShot(ctx, s, one, name, map[string]string{LabelHook: "pre_start", LabelHookIndex: fmt.Sprint(s.Hook)})
-	if err == nil && code != 0 {
-		err = fault.Conflictf("the hook pre_start %d exited with %d", s.Hook+1, code)
-	}
+	_, err := r.oneShot(ctx, one, name, map[string]string{LabelHook: "pre_start", LabelHookIndex: fmt.Sprint(s.Hook)})
 	return err
 }
 
 // oneShot runs a container to its end and takes it away where that was good.
-func (r *run) oneShot(ctx context.Context, s Step, service types.ServiceConfig, name string, labels map[string]string) (code int, err error) {
+func (r *run) oneShot(ctx context.Context, service types.ServiceConfig, name string, labels map[string]string) (code int, err error) {
+	id, err := r.begin(ctx, service, name, labels)
+	if err != nil {
+		return 0, err
+	}
+	if code, err = r.s.ending(ctx, id); code != 0 || err != nil {
+		return code, err
+	}
+	return 0, r.s.o.Containers.Remove(context.WithoutCancel(ctx), id, container.RemoveOptions{Volumes: true})
+}
+
+// begin makes and starts a container that is to end by itself, in the place of
+// an earlier one.
+func (r *run) begin(ctx context.Context, service types.ServiceConfig, name string, labels map[string]string) (string, error) {
 	c := r.s.o.Containers
-	if old, err := c.Get(ctx, name); err == nil && old.Name == name && old.Spec.Labels[LabelApp] == r.app.Project.Name {
+	if old, ok := r.s.named(ctx, r.app.Project.Name, name); ok {
 		if err := c.Remove(ctx, string(old.ID), container.RemoveOptions{Force: true, Volumes: true}); err != nil {
-			return 0, err
+			return "", err
 		}
 	}
 	spec, err := r.maker().spec(wish{service: service, labels: labels})
 	if err != nil {
-		return 0, err
+		return "", err
 	}
 	delete(spec.Labels, LabelHash)
 	spec.Restart = container.RestartPolicy{}
 	spec.Links = nil
 	id, _, err := c.Create(ctx, spec, container.CreateOptions{Name: name, Platform: r.app.platform(service.Platform)})
 	if err != nil {
-		return 0, err
+		return "", err
 	}
 	if err := r.inject(ctx, service, string(id)); err != nil {
-		return 0, err
+		return "", err
 	}
-	if err := c.Start(ctx, string(id)); err != nil {
-		return 0, err
-	}
-	ended, err := c.Wait(ctx, string(id), container.WaitNotRunning)
+	return string(id), c.Start(ctx, string(id))
+}
+
+// named gives the container of an application by its whole name.
+func (s *Service) named(ctx context.Context, app, name string) (container.Container, bool) {
+	c, err := s.o.Containers.Get(ctx, name)
+	return c, err == nil && c.Name == name && c.Spec.Labels[LabelApp] == app
+}
+
+// ending waits for the end of a container; a code other than 0 comes with an error.
+func (s *Service) ending(ctx context.Context, id string) (code int, err error) {
+	ended, err := s.o.Containers.Wait(ctx, id, container.WaitNotRunning)
 	if err != nil {
 		return 0, err
 	}
 	end, ok := <-ended
-	if !ok {
+	switch {
+	case !ok && ctx.Err() != nil:
 		return 0, ctx.Err()
+	case !ok:
+		return 0, fault.Conflictf("container %s was removed", id)
+	case end.ExitCode == 0:
+		return 0, nil
 	}
-	if end.ExitCode != 0 {
-		if now, err := c.Get(ctx, string(id)); err == nil {
-			return end.ExitCode, fault.Conflictf("container %s exited (%d)%s", name, end.ExitCode, r.lastWords(ctx, now))
-		}
-		return end.ExitCode, nil
+	name, words := id, ""
+	if now, err := s.o.Containers.Get(ctx, id); err == nil {
+		name, words = now.Name, s.lastWords(ctx, now)
 	}
-	return 0, c.Remove(context.WithoutCancel(ctx), string(id), container.RemoveOptions{Volumes: true})
+	return end.ExitCode, fault.Conflictf("container %s exited (%d)%s", name, end.ExitCode, words)
 }

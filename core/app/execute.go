@@ -21,8 +21,12 @@ import (
 	"github.com/berth-project/berth/core/image"
 	"github.com/berth-project/berth/core/network"
 	"github.com/berth-project/berth/core/volume"
+	"github.com/berth-project/berth/lib/crash"
 	"github.com/berth-project/berth/lib/fault"
 )
+
+// CrashStep is a point before and after each step, for tests (lib/crash).
+const CrashStep = "app.step"
 
 const (
 	parallelSteps = 16 // where nobody says how many
@@ -43,6 +47,7 @@ type run struct {
 	mu     sync.Mutex
 	images map[string]Image
 	made   map[string]string   // names of containers made here → ids
+	joined []Apart             // containers put on networks again
 	fresh  map[string]bool     // images fetched or built
 	failed map[string]error    // steps that failed themselves
 	rolls  map[string]int      // failures of rolling replacements, by service
@@ -169,7 +174,9 @@ func (r *run) try(ctx context.Context, s Step) error {
 		status = Waiting
 	}
 	r.op.step(s, status, "", "")
+	crash.Point(CrashStep)
 	id, err := r.do(ctx, s)
+	crash.Point(CrashStep)
 	if err != nil && s.Roll != "" {
 		err = r.rollFailed(ctx, s, err)
 	}
@@ -244,13 +251,19 @@ func (r *run) do(ctx context.Context, s Step) (id string, err error) {
 	case Disconnect:
 		return id, ignore(c.Disconnect(ctx, id, s.Key, true), fault.ErrNotFound, fault.ErrPermission)
 	case Connect:
-		return id, r.connect(ctx, s, id)
+		err := r.connect(ctx, s, id)
+		if err == nil {
+			r.mu.Lock()
+			r.joined = append(r.joined, Apart{Container: id, Network: s.Key})
+			r.mu.Unlock()
+		}
+		return id, err
 	case Wait:
 		return "", r.await(ctx, s, id)
 	case Pull:
 		return "", r.pull(ctx, s)
 	case Build:
-		return "", r.build(ctx, s)
+		return "", fault.Unsupportedf("the image %s must be built, which clients do: build it with `berth compose build` or `docker build -t %s`, or name an image", s.Name, s.Name)
 	case Hook:
 		if s.Condition == "pre_start" {
 			return "", r.preStart(ctx, s)
@@ -556,29 +569,6 @@ func authFor(all map[string]RegistryAuth, ref string) *image.Auth {
 	return nil
 }
 
-func (r *run) build(ctx context.Context, s Step) error {
-	if r.s.o.Builder == nil {
-		return fault.Unsupportedf("the image %s must be built, and this daemon has no builder: build it with `docker build -t %s`, or name an image", s.Name, s.Name)
-	}
-	service := r.app.Project.Services[s.Service]
-	contents := map[string]string{}
-	for key, o := range r.app.Project.Secrets {
-		if o.Content != "" {
-			contents[key] = o.Content
-		}
-	}
-	_, err := r.s.o.Builder.Build(ctx, BuildRequest{
-		App: r.app.Project.Name, Service: s.Service, Image: s.Name, Platform: r.app.platform(service.Platform), Build: *service.Build, WorkingDir: r.app.Project.WorkingDir, Contents: contents,
-		NoCache: service.Build.NoCache, Pull: service.Build.Pull,
-	}, func(text string) {
-		r.op.tell(Progress{Step: s.ID, Action: s.Action, Kind: s.Kind, Name: s.Name, Service: s.Service, Status: Working, Text: text})
-	})
-	if err != nil {
-		return err
-	}
-	return r.arrived(ctx, s.Name, r.app.platform(service.Platform))
-}
-
 // rollFailed decides what the failure of a replacement means for the rest.
 func (r *run) rollFailed(ctx context.Context, s Step, err error) error {
 	if ctx.Err() != nil || s.Action != Wait && s.Action != Start && s.Action != Create {
@@ -590,7 +580,7 @@ func (r *run) rollFailed(ctx context.Context, s Step, err error) error {
 	}
 	total := 0
 	for _, o := range r.plan.Steps {
-		if o.Roll == s.Roll && o.Action == Create {
+		if o.Roll == s.Roll && o.Action == Wait {
 			total++
 		}
 	}
@@ -599,14 +589,17 @@ func (r *run) rollFailed(ctx context.Context, s Step, err error) error {
 	bad := r.rolls[s.Roll]
 	r.mu.Unlock()
 	if s.Action == Wait && (roll.failure == "continue" || float32(bad) <= roll.ratio*float32(total)) {
-		r.op.step(s, Warning, "", fmt.Sprintf("%v: going on, as update_config says", err))
+		r.op.step(s, Warning, "", fmt.Sprintf("%v: going on, as failure_action or max_failure_ratio says", err))
 		return nil
 	}
 	if roll.startFirst {
 		// The old container still serves: the new one goes.
-		r.mu.Lock()
-		id := r.made[s.Name]
-		r.mu.Unlock()
+		id := s.Container
+		if id == "" {
+			r.mu.Lock()
+			id = r.made[s.Name]
+			r.mu.Unlock()
+		}
 		if id != "" {
 			gone := r.s.o.Containers.Remove(context.WithoutCancel(ctx), id, container.RemoveOptions{Force: true})
 			err = errors.Join(err, ignore(gone, fault.ErrNotFound))

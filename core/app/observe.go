@@ -18,14 +18,18 @@ import (
 // besides those with labels; it may be nil.
 func (s *Service) observe(ctx context.Context, name string, a *App, sep string) (Observed, error) {
 	o := Observed{App: name, Images: map[string]Image{}}
-	for _, c := range s.o.Containers.All() {
-		if c.Spec.Labels[LabelApp] == name && c.State.Status != container.Removing {
-			o.Containers = append(o.Containers, observed(c))
-		}
-	}
 	networks, err := s.o.Networks.List(ctx, nil)
 	if err != nil {
 		return o, err
+	}
+	ids := map[string]string{} // of networks, by name and by id
+	for _, n := range networks {
+		ids[n.Name], ids[n.ID] = n.ID, n.ID
+	}
+	for _, c := range s.o.Containers.All() {
+		if c.Spec.Labels[LabelApp] == name && c.State.Status != container.Removing {
+			o.Containers = append(o.Containers, observed(c, ids))
+		}
 	}
 	wanted := map[string]bool{}
 	if a != nil {
@@ -111,7 +115,7 @@ func (a *App) platform(own string) string {
 	return a.Project.Environment["DOCKER_DEFAULT_PLATFORM"]
 }
 
-func observed(c container.Container) ObservedContainer {
+func observed(c container.Container, networks map[string]string) ObservedContainer {
 	l := c.Spec.Labels
 	o := ObservedContainer{
 		ID: string(c.ID), Name: c.Name, Service: l[LabelService], OneOff: l[LabelOneOff] == "True", Hook: l[LabelHook], Hash: l[LabelHash], Image: l[LabelImage], ImageVolumes: l[LabelImageVolumes],
@@ -121,8 +125,21 @@ func observed(c container.Container) ObservedContainer {
 	if c.State.Health != nil {
 		o.Health = c.State.Health.Status
 	}
-	for _, e := range c.State.Endpoints {
-		o.Networks = append(o.Networks, e.NetworkID)
+	if live := isUp(o); live && c.State.Status != container.Restarting {
+		for _, e := range c.State.Endpoints {
+			o.Networks = append(o.Networks, e.NetworkID)
+		}
+		o.Unpublished = slices.ContainsFunc(c.Spec.Publish, func(p container.Publish) bool { return !leadsTo(c, p) })
+	} else {
+		wanted := c.Spec.Endpoints
+		if len(wanted) == 0 && !c.Spec.OffNetworks {
+			wanted = []container.EndpointSpec{{Network: c.Spec.NetworkMode}}
+		}
+		for _, e := range wanted {
+			if id, ok := networks[e.Network]; ok {
+				o.Networks = append(o.Networks, id)
+			}
+		}
 	}
 	for _, m := range c.Mounts {
 		if m.Type == container.MountVolume {
@@ -133,6 +150,13 @@ func observed(c container.Container) ObservedContainer {
 		o.Ports = append(o.Ports, fmt.Sprintf("%s:%d/%s", p.HostIPText, p.HostPort, p.Proto))
 	}
 	return o
+}
+
+// leadsTo tells whether a port that was asked for is published.
+func leadsTo(c container.Container, p container.Publish) bool {
+	return slices.ContainsFunc(c.State.Ports, func(b container.Binding) bool {
+		return b.Port == p.Port && (p.HostPort == 0 || b.HostPort >= p.HostPort && b.HostPort <= max(p.HostPort, p.HostPortEnd))
+	})
 }
 
 // List gives all applications there are, or that are wanted.
@@ -211,7 +235,7 @@ func (s *Service) Inspect(ctx context.Context, name string) (Details, error) {
 	}
 	d.Observed = &o
 	if a != nil {
-		drift, err := MakePlan(Input{App: a, Observed: o, Policy: Policy{Services: existing(a, r.Services), Compatibility: r.Compatibility}, Now: time.Now(), Repair: true})
+		drift, err := MakePlan(Input{App: a, Observed: o, Policy: Policy{Services: existing(a, r.Services), Compatibility: r.Compatibility}, Apart: r.Apart, Now: time.Now(), Repair: true})
 		if err == nil && !drift.Empty() {
 			d.Drift = &drift
 		}

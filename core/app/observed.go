@@ -33,9 +33,10 @@ type ObservedContainer struct {
 	Health       string            `json:"health,omitempty"` // starting, healthy, unhealthy
 	ExitCode     int               `json:"exit_code"`
 	Created      time.Time         `json:"created"`
-	Networks     []string          `json:"networks,omitempty"` // ids
-	Volumes      []string          `json:"volumes,omitempty"`  // names of those mounted
-	Ports        []string          `json:"ports,omitempty"`    // wanted on the host: "0.0.0.0:80/tcp"
+	Networks     []string          `json:"networks,omitempty"`    // ids of those it is on, or would be if it ran
+	Volumes      []string          `json:"volumes,omitempty"`     // names of those mounted
+	Ports        []string          `json:"ports,omitempty"`       // wanted on the host: "0.0.0.0:80/tcp"
+	Unpublished  bool              `json:"unpublished,omitempty"` // it runs, and a port of these does not lead to it
 	Labels       map[string]string `json:"-"`
 }
 

@@ -42,8 +42,8 @@ func (s *Service) Run(_ context.Context, r RunRequest) (string, error) {
 func (s *Service) oneOff(ctx context.Context, op *operation, a *App, service types.ServiceConfig, r RunRequest) (string, error) {
 	p := r.Policy
 	p.NoRoll = true
-	walk := &run{s: s, op: op, app: a, policy: p, sep: separator(p.Compatibility), auth: r.Auth,
-		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
+	walk := s.walker(op, a, p)
+	walk.auth = r.Auth
 	// What it stands on: dependencies, networks, volumes, its image.
 	base := *a
 	project := *a.Project
@@ -61,7 +61,7 @@ func (s *Service) oneOff(ctx context.Context, op *operation, a *App, service typ
 	if err != nil {
 		return "", err
 	}
-	plan, err := MakePlan(Input{App: &base, Observed: o, Policy: p, Now: time.Now(), Settled: everything(o, p.NoDeps)})
+	plan, err := MakePlan(Input{App: &base, Observed: o, Policy: p, Now: time.Now(), Settled: everything(o)})
 	if err != nil {
 		return "", err
 	}
@@ -89,7 +89,7 @@ func (s *Service) oneOff(ctx context.Context, op *operation, a *App, service typ
 }
 
 // everything holds what is there: a run recreates nothing.
-func everything(o Observed, _ bool) map[string]bool {
+func everything(o Observed) map[string]bool {
 	m := map[string]bool{}
 	for _, c := range o.Containers {
 		m[c.ID] = true

@@ -20,6 +20,7 @@ type Input struct {
 	Policy   Policy
 	Fresh    map[string]bool // images that this operation has fetched or built already
 	Settled  map[string]bool // containers (ids) that this operation has made, where all are recreated
+	Apart    []Apart         // containers to be put back on networks
 	Now      time.Time       // for pull policies that look at the age of an image
 	Repair   bool            // only what is missing: what has ended stays so
 }
@@ -30,7 +31,7 @@ func MakePlan(in Input) (Plan, error) {
 	p := &planner{in: in, app: in.App, project: in.App.Project, sep: separator(in.Policy.Compatibility), out: Plan{App: in.App.Project.Name},
 		networks: map[string]netState{}, volumes: map[string]volState{}, byService: map[string][]ObservedContainer{}, hooks: map[string][]ObservedContainer{},
 		selected: map[string]bool{}, explicit: map[string]bool{}, ends: map[string][]string{}, waits: map[string]string{}, images: map[string]string{},
-		later: map[string]bool{}, recreated: map[string]bool{}, stopped: map[string]string{}, steps: map[string]int{}, active: map[string]bool{}, gone: map[string][]string{}, freed: map[string]string{}, leaving: map[string][]string{}}
+		later: map[string]bool{}, recreated: map[string]bool{}, stopped: map[string]string{}, steps: map[string]int{}, active: map[string]bool{}, gone: map[string][]string{}, freed: map[string]string{}, leaving: map[string][]string{}, joins: map[string][]string{}}
 	p.in.Observed = in.Observed
 	p.in.Observed.Containers, p.in.Observed.Networks, p.in.Observed.Volumes = slices.Clone(in.Observed.Containers), slices.Clone(in.Observed.Networks), slices.Clone(in.Observed.Volumes)
 	p.in.Observed.sort()
@@ -76,6 +77,7 @@ type planner struct {
 	gone      map[string][]string // container id → steps that touch it before its removal
 	leaving   map[string][]string // steps that remove what is not replaced, or not beside
 	freed     map[string]string   // name of a container → step that removes it
+	joins     map[string][]string // container id → keys of the networks that it is put on again
 }
 
 func (p *planner) add(s Step) string {
@@ -428,7 +430,35 @@ func (p *planner) planNetworks() error {
 		}
 		p.replaceNetwork(key, want, have)
 	}
+	p.rejoin()
 	return nil
+}
+
+// rejoin puts containers back on networks that an earlier walk has taken them off.
+func (p *planner) rejoin() {
+	for _, a := range p.in.Apart {
+		n, wanted := p.networks[a.Network]
+		at := slices.IndexFunc(p.in.Observed.Containers, func(c ObservedContainer) bool { return c.ID == a.Container })
+		if !wanted || at < 0 || slices.Contains(p.joins[a.Container], a.Network) {
+			continue
+		}
+		c := p.in.Observed.Containers[at]
+		if n.id != "" && slices.Contains(c.Networks, n.id) {
+			continue
+		}
+		if s, ours := p.project.Services[c.Service]; ours && !c.OneOff && c.Hook == "" {
+			if _, on := s.Networks[a.Network]; !on {
+				continue // it gives way to one that is not on it
+			}
+		}
+		p.join(c, a.Network, n.name, n.step)
+	}
+}
+
+func (p *planner) join(c ObservedContainer, key, network, after string) {
+	id := p.add(Step{Action: Connect, Kind: KindContainer, Name: c.Name, Service: c.Service, Number: c.Number, Container: c.ID, Key: key, Why: "the network " + network + " was made anew", After: []string{after}})
+	p.gone[c.ID] = append(p.gone[c.ID], id)
+	p.joins[c.ID] = append(p.joins[c.ID], key)
 }
 
 // replaceNetwork makes a network anew: who is on it is stopped, taken off,
@@ -448,8 +478,7 @@ func (p *planner) replaceNetwork(key string, want types.NetworkConfig, have Obse
 	step := p.add(Step{Action: Create, Kind: KindNetwork, Name: want.Name, Key: key, Why: "its configuration has changed", After: []string{remove}})
 	p.networks[key] = netState{"", want.Name, step}
 	for _, c := range on {
-		id := p.add(Step{Action: Connect, Kind: KindContainer, Name: c.Name, Service: c.Service, Number: c.Number, Container: c.ID, Key: key, Why: "the network " + want.Name + " was made anew", After: []string{step}})
-		p.gone[c.ID] = append(p.gone[c.ID], id)
+		p.join(c, key, want.Name, step)
 	}
 }
 

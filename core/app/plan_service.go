@@ -14,6 +14,7 @@ import (
 
 // Conditions of a wait.
 const (
+	ConditionStarted   = "started"   // every container runs, or has ended with 0
 	ConditionHealthy   = "healthy"   // every container of the service says so
 	ConditionCompleted = "completed" // one has ended with 0
 	ConditionRunning   = "running"   // every container runs, and is healthy where it has a check
@@ -38,7 +39,7 @@ func (p *planner) service(s types.ServiceConfig) error {
 	if err != nil {
 		return err
 	}
-	v := &serviceView{planner: p, s: s, hash: hash, want: p.scale(s), infra: p.infra(s), removed: map[string]string{}}
+	v := &serviceView{planner: p, s: s, hash: hash, want: p.scale(s), infra: p.infra(s), removed: map[string]string{}, beside: map[string]ObservedContainer{}}
 	v.have = slices.Clone(p.byService[s.Name])
 	v.why = map[string]string{}
 	for _, c := range v.have {
@@ -46,6 +47,7 @@ func (p *planner) service(s types.ServiceConfig) error {
 			v.why[c.ID] = why
 		}
 	}
+	v.pair()
 	// What is up to date stays before what is not, low numbers before high ones.
 	slices.SortStableFunc(v.have, func(a, b ObservedContainer) int {
 		oa, ob := v.why[a.ID] != "", v.why[b.ID] != ""
@@ -74,6 +76,34 @@ type serviceView struct {
 	starts  []string          // steps that start, and what hooks follow
 	ready   []string          // what must be before a start; nil until asked for
 	asked   bool
+	beside  map[string]ObservedContainer // container id → its replacement, which an earlier walk has made
+	broken  []ObservedContainer          // replacements of an earlier walk that are not wanted any more
+}
+
+// pair finds the replacements that an earlier walk has left beside the old
+// containers. One that is what is wanted is taken further; others go.
+func (v *serviceView) pair() {
+	for _, old := range slices.Clone(v.have) {
+		name := tempName(old.ID, containerName(v.project.Name, v.s, old.Number, v.sep))
+		at := slices.IndexFunc(v.have, func(c ObservedContainer) bool { return c.Name == name })
+		if at < 0 {
+			continue
+		}
+		fresh := v.have[at]
+		v.have = slices.Delete(v.have, at, at+1)
+		gone := !slices.ContainsFunc(v.have, func(c ObservedContainer) bool { return c.ID == old.ID })
+		switch {
+		case v.in.Repair: // nothing is taken away unasked
+		case v.why[fresh.ID] != "" || gone:
+			v.broken = append(v.broken, fresh)
+		case v.why[old.ID] != "":
+			v.beside[old.ID] = fresh
+		case isUp(fresh) && (!isUp(old) || old.Unpublished):
+			v.beside[old.ID], v.why[old.ID] = fresh, "its replacement is there"
+		default:
+			v.broken = append(v.broken, fresh)
+		}
+	}
 }
 
 // hash of the service as it would be labelled: what it refers to is resolved
@@ -209,11 +239,9 @@ func (v *serviceView) obsolete(c ObservedContainer) string {
 	if c.ImageVolumes != imageVolumes(resolved, v.in.Observed.Images) {
 		return "an image that it mounts has changed"
 	}
-	if c.State == "running" {
-		for _, key := range slices.Sorted(maps.Keys(v.s.Networks)) {
-			if n := v.networks[key]; n.id != "" && !slices.Contains(c.Networks, n.id) {
-				return "it is not on the network " + n.name
-			}
+	for _, key := range slices.Sorted(maps.Keys(v.s.Networks)) {
+		if n := v.networks[key]; n.id != "" && !slices.Contains(c.Networks, n.id) && !slices.Contains(v.joins[c.ID], key) {
+			return "it is not on the network " + n.name
 		}
 	}
 	for _, m := range v.s.Volumes {
@@ -231,19 +259,26 @@ func (v *serviceView) step(action Action, c ObservedContainer, why string, after
 func (v *serviceView) plan() {
 	running := false
 	for i, c := range v.have {
-		if i < v.want && v.why[c.ID] == "" && (c.State == "running" || c.State == "restarting" || c.State == "paused") && v.stopped[c.ID] == "" {
+		if fresh, ok := v.beside[c.ID]; ok {
+			c = fresh
+		}
+		if i < v.want && v.why[c.ID] == "" && isUp(c) && v.stopped[c.ID] == "" {
 			running = true
 		}
 	}
 	if !running && v.want > 0 && len(v.s.PreStart) > 0 && !v.in.Policy.NoStart {
 		v.preStart()
 	}
+	for _, c := range v.broken {
+		v.giveBack(c)
+		v.remove(c, "it was to replace another, which is not wanted any more")
+	}
 	for _, c := range v.have[min(v.want, len(v.have)):] {
 		why := fmt.Sprintf("%d of %s are wanted", v.want, v.s.Name)
-		if v.why[c.ID] != "" && len(v.have)-1 >= v.want && v.twin(c) {
-			why = "its replacement is there"
-		}
 		v.remove(c, why)
+		if fresh, ok := v.beside[c.ID]; ok {
+			v.remove(fresh, why)
+		}
 	}
 	var replace []ObservedContainer
 	for _, c := range v.have[:min(v.want, len(v.have))] {
@@ -270,13 +305,20 @@ func (v *serviceView) plan() {
 	v.active[v.s.Name] = v.want > 0
 }
 
-// twin tells whether another container has the number of c.
-func (v *serviceView) twin(c ObservedContainer) bool {
-	return slices.ContainsFunc(v.have, func(o ObservedContainer) bool { return o.ID != c.ID && o.Number == c.Number })
+// giveBack plans that the ports which a replacement has taken over lead to the
+// container that stays.
+func (v *serviceView) giveBack(fresh ObservedContainer) {
+	for _, old := range v.have {
+		if old.Number == fresh.Number && old.Unpublished && isUp(fresh) && v.stopped[old.ID] == "" {
+			sw := v.step(Switch, old, "its ports come back from "+fresh.Name)
+			sw.Replaces = fresh.ID
+			v.gone[fresh.ID] = append(v.gone[fresh.ID], v.add(sw))
+		}
+	}
 }
 
 func (v *serviceView) remove(c ObservedContainer, why string) {
-	stop := v.stop(c, why, nil)
+	stop := v.stop(c, why, v.gone[c.ID])
 	v.removed[c.Name] = v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop)...))
 	v.freed[c.Name] = v.removed[c.Name]
 	v.leaving[v.s.Name] = append(v.leaving[v.s.Name], v.removed[c.Name])
@@ -289,7 +331,7 @@ func (v *serviceView) keep(c ObservedContainer) {
 	if strings.HasSuffix(c.Name, "_"+final) && c.Name == tempName(strings.TrimSuffix(c.Name, "_"+final), final) {
 		holder := slices.IndexFunc(v.in.Observed.Containers, func(o ObservedContainer) bool { return o.Name == final })
 		if gone, ok := v.freed[final]; ok || holder < 0 {
-			rename := v.step(Rename, c, "its replacement of another was not finished", gone)
+			rename := v.step(Rename, c, "its replacement of another was not finished", append(after, v.leads(c, gone))...)
 			rename.Final = final
 			after = append(after, v.add(rename))
 			c.Name = final
@@ -341,6 +383,18 @@ func (v *serviceView) replace(list []ObservedContainer) {
 		}
 		return
 	}
+	// What an earlier walk has begun comes first.
+	slices.SortStableFunc(list, func(a, b ObservedContainer) int {
+		_, begunA := v.beside[a.ID]
+		_, begunB := v.beside[b.ID]
+		switch {
+		case begunA && !begunB:
+			return -1
+		case begunB && !begunA:
+			return 1
+		}
+		return 0
+	})
 	var before []string // what the batch waits for
 	for n := 0; n < len(list); n += roll.parallel {
 		var settled []string
@@ -357,26 +411,43 @@ func (v *serviceView) replace(list []ObservedContainer) {
 func (v *serviceView) replaceOne(c ObservedContainer) {
 	why := v.why[c.ID]
 	final := containerName(v.project.Name, v.s, c.Number, v.sep)
-	made := v.makeBeside(c, final, why, nil, "")
-	after := append(v.stopDependents(), made)
-	stop := v.stop(c, why, after)
-	gone := v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop, made)...))
-	fresh := ObservedContainer{Name: tempName(c.ID, final), Number: c.Number}
-	rename := v.step(Rename, fresh, why, gone, v.freed[final])
+	fresh, made := v.makeBeside(c, final, why, nil, "")
+	stop := v.stop(c, why, append(v.stopDependents(), made...))
+	gone := v.add(v.step(Remove, c, why, append(append(slices.Clone(v.gone[c.ID]), stop), made...)...))
+	rename := v.step(Rename, fresh, why, v.leads(fresh, gone), v.freed[final])
 	rename.Final = final
 	fresh.Name = final
 	named := v.add(rename)
-	if !v.in.Policy.NoStart {
+	switch {
+	case fresh.State == "paused":
+		v.starts = append(v.starts, v.add(v.step(Unpause, fresh, "it is paused", named)))
+	case !isUp(fresh) && !v.in.Policy.NoStart:
 		v.start(fresh, why, named)
 	}
 }
 
-func (v *serviceView) makeBeside(c ObservedContainer, final, why string, after []string, roll string) string {
-	s := v.step(Create, ObservedContainer{Name: tempName(c.ID, final), Number: c.Number}, why, append(slices.Clone(v.infra), after...)...)
+// leads plans that the ports lead to a container which was started beside the
+// one that had them. Its name is the mark by which a later plan knows that this
+// may be still to do, so it is renamed after.
+func (v *serviceView) leads(c ObservedContainer, after string) string {
+	if len(v.s.Ports) == 0 || !isUp(c) || !c.Unpublished {
+		return after
+	}
+	return v.add(v.step(Switch, c, "its ports are free", after))
+}
+
+// makeBeside plans the replacement of a container under another name, where it
+// is not there yet; it gives the steps after which it may be started.
+func (v *serviceView) makeBeside(c ObservedContainer, final, why string, after []string, roll string) (ObservedContainer, []string) {
+	if fresh, ok := v.beside[c.ID]; ok {
+		return fresh, append(slices.Clone(v.gone[fresh.ID]), after...)
+	}
+	fresh := ObservedContainer{Name: tempName(c.ID, final), Number: c.Number}
+	s := v.step(Create, fresh, why, append(slices.Clone(v.infra), append(after, v.freed[fresh.Name])...)...)
 	s.Final, s.Roll = final, roll
 	s.Replaces = c.ID
 	s.Volumes = v.in.Policy.RenewVolumes
-	return v.add(s)
+	return fresh, []string{v.add(s)}
 }
 
 // stopDependents stops what is to be restarted with this service.
@@ -467,12 +538,19 @@ type roll struct {
 	ratio      float32
 }
 
-// rollOf reads update_config; nil is all at once.
+// rollOf reads update_config, or on the way back rollback_config where there
+// is one; nil is all at once.
 func rollOf(s types.ServiceConfig, p Policy) *roll {
-	if s.Deploy == nil || s.Deploy.UpdateConfig == nil || p.NoRoll {
+	if s.Deploy == nil || p.NoRoll {
 		return nil
 	}
 	u := s.Deploy.UpdateConfig
+	if back := s.Deploy.RollbackConfig; p.Rollback && back != nil {
+		u = back
+	}
+	if u == nil {
+		return nil
+	}
 	r := &roll{parallel: 1, delay: time.Duration(u.Delay), monitor: time.Duration(u.Monitor), failure: u.FailureAction, ratio: u.MaxFailureRatio}
 	if u.Parallelism != nil {
 		r.parallel = int(min(*u.Parallelism, maxReplicas))
@@ -480,7 +558,7 @@ func rollOf(s types.ServiceConfig, p Policy) *roll {
 			r.parallel = maxReplicas
 		}
 	}
-	if r.failure == "" {
+	if r.failure == "" || p.Rollback && r.failure == "rollback" {
 		r.failure = "pause"
 	}
 	if r.monitor == 0 {
@@ -504,40 +582,53 @@ func rollOf(s types.ServiceConfig, p Policy) *roll {
 func (v *serviceView) rollOne(c ObservedContainer, r *roll, before []string) string {
 	why, name := v.why[c.ID], v.s.Name
 	final := containerName(v.project.Name, v.s, c.Number, v.sep)
-	fresh := ObservedContainer{Name: tempName(c.ID, final), Number: c.Number}
 	mark := func(id string) string {
 		v.out.Steps[v.steps[id]].Roll = name
 		return id
 	}
-	wait := func(after ...string) string {
-		s := Step{Action: Wait, Kind: KindContainer, Name: fresh.Name, Service: name, Number: c.Number, Condition: ConditionSettled, Roll: name, Why: why, After: after}
+	fresh, made := v.makeBeside(c, final, why, before, name)
+	// up plans that the new container runs, and is watched.
+	up := func(after []string) string {
+		ready := after
+		switch {
+		case fresh.State == "paused":
+			ready = []string{mark(v.add(v.step(Unpause, fresh, "it is paused", after...)))}
+		case !isUp(fresh):
+			first := len(v.out.Steps)
+			ready = []string{v.start(fresh, why, after...)}
+			for i := first; i < len(v.out.Steps); i++ {
+				if v.out.Steps[i].Name == fresh.Name { // and its hooks
+					v.out.Steps[i].Roll = name
+				}
+			}
+		}
+		s := Step{Action: Wait, Kind: KindContainer, Name: fresh.Name, Service: name, Number: c.Number, Container: fresh.ID, Condition: ConditionSettled, Roll: name, Why: why, After: ready}
 		s.ID = fmt.Sprintf("wait for %s to settle", fresh.Name)
 		return v.add(s)
 	}
-	made := v.makeBeside(c, final, why, before, name)
-	if r.startFirst {
-		started := mark(v.start(fresh, why, made))
-		settled := wait(started)
-		sw := v.step(Switch, fresh, "its ports come from "+c.Name, settled)
-		sw.Replaces, sw.Roll = c.ID, name
-		switched := v.add(sw)
-		stop := v.stop(c, why, append(v.stopDependents(), switched))
+	end := func(after []string) string {
+		stop := v.stop(c, why, append(v.stopDependents(), after...))
 		if stop != "" {
 			mark(stop)
 		}
-		gone := mark(v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop, switched)...)))
+		gone := mark(v.add(v.step(Remove, c, why, append(append(slices.Clone(v.gone[c.ID]), stop), after...)...)))
+		if !r.startFirst {
+			gone = v.leads(fresh, gone)
+		}
 		rename := v.step(Rename, fresh, why, gone, v.freed[final])
 		rename.Final, rename.Roll = final, name
 		return v.add(rename)
 	}
-	stop := v.stop(c, why, append(v.stopDependents(), made))
-	if stop != "" {
-		mark(stop)
+	if !r.startFirst {
+		named := end(made)
+		fresh.Name = final
+		return up([]string{named})
 	}
-	gone := mark(v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop, made)...)))
-	rename := v.step(Rename, fresh, why, gone, v.freed[final])
-	rename.Final, rename.Roll = final, name
-	named := v.add(rename)
-	fresh.Name = final
-	return wait(mark(v.start(fresh, why, named)))
+	settled := up(made)
+	if m := v.s.NetworkMode; len(v.s.Ports) > 0 && (m == "" || m == "bridge" || m == "default") {
+		sw := v.step(Switch, fresh, "its ports come from "+c.Name, settled)
+		sw.Replaces, sw.Roll = c.ID, name
+		settled = v.add(sw)
+	}
+	return end([]string{settled})
 }

@@ -5,8 +5,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/compose-spec/compose-go/v2/types"
-
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/event"
 	"github.com/berth-project/berth/core/filter"
@@ -63,23 +61,6 @@ type Images interface {
 	Remove(ctx context.Context, ref string, force, prune bool, platforms []string) ([]image.RemoveResult, error)
 }
 
-// BuildRequest is one image to build of a service.
-type BuildRequest struct {
-	App, Service string
-	Image        string // its name
-	Platform     string
-	Build        types.BuildConfig
-	WorkingDir   string
-	Contents     map[string]string // of secrets, by key
-	NoCache      bool
-	Pull         bool
-}
-
-// Builder makes images. Where there is none, builds are refused.
-type Builder interface {
-	Build(ctx context.Context, r BuildRequest, report func(text string)) (imageID string, err error)
-}
-
 // Events is the daemon's bus.
 type Events interface {
 	Subscribe(ctx context.Context, since time.Time) ([]event.Event, <-chan event.Event)
@@ -93,7 +74,12 @@ type Store interface {
 	Apps(ctx context.Context) ([]Record, error)
 	PutRevision(ctx context.Context, app string, r Revision) error
 	DeleteRevision(ctx context.Context, app string, number int) error
-	Revisions(ctx context.Context, app string) ([]Revision, error)
+	Revision(ctx context.Context, app string, number int) (Revision, error) // fault.ErrNotFound
+	Revisions(ctx context.Context, app string) ([]Revision, error)          // oldest first, with their documents
+	RevisionNumbers(ctx context.Context, app string) ([]int, error)         // ascending
+	PutJob(ctx context.Context, j JobRecord) error
+	DeleteJob(ctx context.Context, app, job string) error
+	Jobs(ctx context.Context) ([]JobRecord, error)
 }
 
 // Record is one application as the store keeps it.
@@ -104,6 +90,32 @@ type Record struct {
 	Compatibility bool     `json:"compatibility,omitempty"`
 	Stopped       bool     `json:"stopped,omitempty"` // stopped by a person: the daemon starts nothing
 	Journal       *Journal `json:"journal,omitempty"` // of the operation under way
+	Apart         []Apart  `json:"apart,omitempty"`
+}
+
+// Apart is a container that was taken off a network which is made anew, until
+// it is on it again: what is there does not tell of it.
+type Apart struct {
+	Container string `json:"container"`
+	Network   string `json:"network"` // its key in the file
+}
+
+// before is the revision to which a failure goes back.
+func (r Record) before() int {
+	if j := r.Journal; j != nil && j.Revision == r.Current {
+		return j.Before
+	}
+	return r.Current
+}
+
+// JobRecord is what lasts of a job.
+type JobRecord struct {
+	App     string    `json:"app"`
+	Name    string    `json:"name"`
+	Seen    time.Time `json:"seen"` // until then its schedule was followed
+	Last    time.Time `json:"last,omitzero"`
+	Outcome string    `json:"outcome,omitempty"`
+	Queued  int       `json:"queued,omitempty"`
 }
 
 // Journal is what a daemon needs to finish what another began. Steps are not
@@ -113,6 +125,7 @@ type Journal struct {
 	Verb      string       `json:"verb"`
 	Started   time.Time    `json:"started"`
 	Revision  int          `json:"revision,omitempty"`
+	Before    int          `json:"before,omitempty"` // the revision to which a failure goes back
 	Policy    Policy       `json:"policy"`
 	Down      *DownRequest `json:"down,omitempty"`
 }

@@ -66,13 +66,14 @@ func applyTwo(seed uint64) error {
 				switch r.IntN(8) {
 				case 0:
 					c.State.Status = "exited"
+					rest(c)
 				case 1:
 					if c.State.Status == "running" {
 						c.State.Status = "paused"
 					}
 				case 2:
-					if c.State.Endpoints != nil && c.State.Status == "running" {
-						c.State.Endpoints = c.State.Endpoints[1:]
+					if len(c.Spec.Endpoints) > 0 {
+						_ = w.Disconnect(context.Background(), string(c.ID), c.Spec.Endpoints[0].Network, true)
 					}
 				case 3:
 					delete(w.containers, string(c.ID))
@@ -89,7 +90,7 @@ func applyTwo(seed uint64) error {
 func applyOnce(s *Service, a *App, policy Policy) error {
 	ctx := context.Background()
 	op := newOperation(a.Project.Name, "apply", func() {})
-	walk := &run{s: s, op: op, app: a, policy: policy, sep: "-", made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
+	walk := s.walker(op, a, policy)
 	o, err := s.observe(ctx, a.Project.Name, a, "-")
 	if err != nil {
 		return err

@@ -55,15 +55,20 @@ func (s *Service) restore(ctx context.Context, r Record) error {
 			return err
 		}
 		_, err = s.begin(r.Name, "resume", func(ctx context.Context, op *operation) Result {
+			defer s.resumeJobs(a)
 			return s.apply(ctx, op, a, ApplyRequest{Document: doc, Policy: j.Policy}, Revision{Verb: j.Verb})
 		})
 		return err
 	}
 	s.clock.set(r.Name, a)
 	if r.Stopped {
+		s.resumeJobs(a)
 		return nil
 	}
-	_, err = s.begin(r.Name, "repair", func(ctx context.Context, op *operation) Result { return word(s.repair(ctx, op, a, r)) })
+	_, err = s.begin(r.Name, "repair", func(ctx context.Context, op *operation) Result {
+		defer s.resumeJobs(a)
+		return word(s.repair(ctx, op, a, r))
+	})
 	return err
 }
 
@@ -84,7 +89,7 @@ func (s *Service) repair(ctx context.Context, op *operation, a *App, r Record) e
 			o.Containers[i].State = "created"
 		}
 	}
-	plan, err := MakePlan(Input{App: a, Observed: o, Policy: policy, Now: time.Now(), Repair: true})
+	plan, err := MakePlan(Input{App: a, Observed: o, Policy: policy, Apart: r.Apart, Now: time.Now(), Repair: true})
 	if err != nil {
 		return err
 	}
@@ -96,9 +101,9 @@ func (s *Service) repair(ctx context.Context, op *operation, a *App, r Record) e
 		kept[st.ID] = true
 	}
 	op.tell(Progress{Plan: &plan})
-	walk := &run{s: s, op: op, app: a, policy: policy, sep: separator(r.Compatibility), plan: plan, images: o.Images,
-		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
-	err = walk.walk(ctx)
+	walk := s.walker(op, a, policy)
+	walk.plan, walk.images = plan, o.Images
+	err = errors.Join(walk.walk(ctx), s.joined(ctx, walk))
 	if err == nil || ctx.Err() != nil {
 		return err
 	}

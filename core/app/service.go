@@ -8,8 +8,13 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
+	"github.com/compose-spec/compose-go/v2/types"
+
+	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/lib/crash"
 	"github.com/berth-project/berth/lib/fault"
 )
 
@@ -18,13 +23,12 @@ const (
 	revisionLimit = 100 // revisions kept of one application
 )
 
-// Options of a Service. Builder may be nil; all else is needed.
+// Options of a Service. All but Logger are needed.
 type Options struct {
 	Containers Containers
 	Networks   Networks
 	Volumes    Volumes
 	Images     Images
-	Builder    Builder
 	Events     Events
 	Store      Store
 	Logger     *slog.Logger
@@ -59,7 +63,9 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	for _, r := range list {
 		s.records[r.Name] = r
 	}
-	s.clock = newClock(s)
+	if s.clock, err = newClock(ctx, s); err != nil {
+		return nil, err
+	}
 	s.work.Add(1)
 	go s.heed()
 	return s, nil
@@ -204,7 +210,8 @@ func (s *Service) plan(ctx context.Context, a *App, p Policy, fresh, settled map
 	if err != nil {
 		return Plan{}, err
 	}
-	return MakePlan(Input{App: a, Observed: o, Policy: p, Fresh: fresh, Settled: settled, Now: time.Now()})
+	r, _ := s.record(a.Project.Name)
+	return MakePlan(Input{App: a, Observed: o, Policy: p, Fresh: fresh, Settled: settled, Apart: r.Apart, Now: time.Now()})
 }
 
 // Apply makes an application what the document says. It gives the operation's id.
@@ -251,7 +258,7 @@ func (s *Service) checkAll(a *App, p Policy) error {
 		}
 	}
 	for name, j := range a.Project.Jobs {
-		if err := checkJob(j); err != nil {
+		if err := checkJob(a, j); err != nil {
 			errs = append(errs, fault.Invalidf("jobs.%s: %w", name, err))
 		}
 	}
@@ -274,7 +281,7 @@ func (s *Service) apply(ctx context.Context, op *operation, a *App, r ApplyReque
 		return result
 	}
 	before, _ := s.record(doc.Name)
-	if len(r.Policy.Scale) > 0 && !r.Policy.NoRecord {
+	if len(r.Policy.Scale) > 0 {
 		for name, n := range r.Policy.Scale {
 			if v, ok := a.Project.Services[name]; ok {
 				v.SetScale(n)
@@ -291,25 +298,21 @@ func (s *Service) apply(ctx context.Context, op *operation, a *App, r ApplyReque
 	if err != nil {
 		return fail(err)
 	}
-	record := before
-	if !r.Policy.NoRecord {
-		if record, err = s.wish(ctx, op, doc, r.Policy, rev, !plan.Empty()); err != nil {
-			return fail(err)
-		}
+	record, err := s.wish(ctx, op, doc, r.Policy, rev, !plan.Empty())
+	if err != nil {
+		return fail(err)
 	}
 	// The first line comes when the wish is on disk: what was heard of is done.
 	op.tell(Progress{Plan: &plan})
 	result.Revision = record.Current
-	walk := &run{s: s, op: op, app: a, policy: r.Policy, sep: separator(r.Policy.Compatibility), auth: r.Auth,
-		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
+	walk := s.walker(op, a, r.Policy)
+	walk.auth = r.Auth
 	err = s.converge(ctx, walk, plan)
-	if len(walk.undone) > 0 && before.Current > 0 && !r.Policy.NoRecord && ctx.Err() == nil {
+	if back := before.before(); len(walk.undone) > 0 && back > 0 && ctx.Err() == nil {
 		result.RolledBack = slices.Sorted(maps.Keys(walk.undone))
-		back, rollErr := s.undo(ctx, op, a, r, before.Current, result.RolledBack)
-		err = errors.Join(err, rollErr)
-		if rollErr == nil {
-			result.Revision = back
-		}
+		number, failed := s.undo(ctx, op, a, r, record.Current, back, result.RolledBack, err)
+		err = errors.Join(err, failed)
+		result.Revision = number
 	}
 	if err == nil && r.Policy.Wait {
 		err = s.waitAll(ctx, walk)
@@ -321,7 +324,7 @@ func (s *Service) apply(ctx context.Context, op *operation, a *App, r ApplyReque
 			outcome = "failed: " + err.Error()
 		}
 		if s.ctx.Err() == nil { // else the next daemon goes on
-			err = errors.Join(err, s.settled(ctx, doc.Name, record.Current, outcome, !r.Policy.NoRecord))
+			err = errors.Join(err, s.settled(ctx, doc.Name, record.Current, outcome))
 		}
 	}
 	s.clock.set(doc.Name, a)
@@ -340,7 +343,11 @@ func (s *Service) converge(ctx context.Context, walk *run, plan Plan) error {
 			return err
 		}
 		walk.images = o
-		if err := walk.walk(ctx); err != nil {
+		if err := s.part(ctx, plan); err != nil {
+			return err
+		}
+		err := walk.walk(ctx)
+		if err := errors.Join(err, s.joined(ctx, walk)); err != nil {
 			return err
 		}
 		// Only what has come may need another plan.
@@ -354,7 +361,6 @@ func (s *Service) converge(ctx context.Context, walk *run, plan Plan) error {
 		for _, id := range walk.made {
 			settled[id] = true
 		}
-		var err error
 		if plan, err = s.plan(ctx, walk.app, walk.policy, walk.fresh, settled); err != nil {
 			return err
 		}
@@ -362,6 +368,43 @@ func (s *Service) converge(ctx context.Context, walk *run, plan Plan) error {
 			walk.op.tell(Progress{Plan: &plan})
 		}
 	}
+}
+
+// walker begins the walk of an application's plans.
+func (s *Service) walker(op *operation, a *App, p Policy) *run {
+	return &run{s: s, op: op, app: a, policy: p, sep: separator(p.Compatibility), images: map[string]Image{},
+		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
+}
+
+// part notes, before anything is done, which containers a plan takes off their
+// networks for a while: nothing else would tell who has to come back.
+func (s *Service) part(ctx context.Context, plan Plan) error {
+	r, _ := s.record(plan.App)
+	apart := slices.Clone(r.Apart)
+	for _, st := range plan.Steps {
+		if one := (Apart{Container: st.Container, Network: st.Key}); st.Action == Connect && !slices.Contains(apart, one) {
+			apart = append(apart, one)
+		}
+	}
+	if len(apart) == len(r.Apart) {
+		return nil
+	}
+	_, err := s.change(ctx, plan.App, func(r *Record) { r.Apart = apart })
+	return err
+}
+
+// joined forgets those that are back, or gone for good.
+func (s *Service) joined(ctx context.Context, walk *run) error {
+	r, _ := s.record(walk.app.Project.Name)
+	left := slices.DeleteFunc(slices.Clone(r.Apart), func(a Apart) bool {
+		_, err := s.o.Containers.Get(ctx, a.Container)
+		return slices.Contains(walk.joined, a) || errors.Is(err, fault.ErrNotFound)
+	})
+	if len(left) == len(r.Apart) {
+		return nil
+	}
+	_, err := s.change(ctx, r.Name, func(r *Record) { r.Apart = left })
+	return err
 }
 
 // wish records what is wanted now, with a journal where work is to be done.
@@ -372,7 +415,7 @@ func (s *Service) wish(ctx context.Context, op *operation, doc Document, p Polic
 	var last Revision
 	if r.Current > 0 {
 		var err error
-		if last, err = s.revision(ctx, doc.Name, r.Current); err != nil && !errors.Is(err, fault.ErrNotFound) {
+		if last, err = s.o.Store.Revision(ctx, doc.Name, r.Current); err != nil && !errors.Is(err, fault.ErrNotFound) {
 			return r, err
 		}
 		fresh = last.Hash != hash
@@ -393,13 +436,13 @@ func (s *Service) wish(ctx context.Context, op *operation, doc Document, p Polic
 	}
 	number := r.Current
 	if fresh {
-		all, err := s.o.Store.Revisions(ctx, doc.Name)
+		all, err := s.o.Store.RevisionNumbers(ctx, doc.Name)
 		if err != nil {
 			return r, err
 		}
 		number = 1
-		for _, old := range all {
-			number = max(number, old.Number+1)
+		if len(all) > 0 {
+			number = all[len(all)-1] + 1
 		}
 		rev.Number, rev.Time, rev.Hash, rev.Document, rev.Outcome = number, time.Now(), hash, &doc, "applying"
 		rev.Changes = changes(last.Document, &doc)
@@ -407,11 +450,13 @@ func (s *Service) wish(ctx context.Context, op *operation, doc Document, p Polic
 			return r, err
 		}
 		for _, old := range all[:max(0, len(all)+1-revisionLimit)] {
-			if err := s.o.Store.DeleteRevision(ctx, doc.Name, old.Number); err != nil {
-				s.log.Warn("revision not removed", "app", doc.Name, "revision", old.Number, "error", err)
+			if err := s.o.Store.DeleteRevision(ctx, doc.Name, old); err != nil {
+				s.log.Warn("revision not removed", "app", doc.Name, "revision", old, "error", err)
 			}
 		}
 	}
+	crash.Point("app.wish")
+	back := r.before()
 	return s.change(ctx, doc.Name, func(r *Record) {
 		r.Current, r.Services, r.Compatibility, r.Stopped = number, services, p.Compatibility, p.NoStart
 		if work {
@@ -421,23 +466,16 @@ func (s *Service) wish(ctx context.Context, op *operation, doc Document, p Polic
 				again.Recreate = RecreateDiverged
 			}
 			again.ReplaceVolume = false
-			r.Journal = &Journal{Operation: op.ID, Verb: op.Verb, Started: op.Started, Revision: number, Policy: again}
+			r.Journal = &Journal{Operation: op.ID, Verb: op.Verb, Started: op.Started, Revision: number, Before: back, Policy: again}
 		}
 	})
 }
 
 // settled notes the end of an operation.
-func (s *Service) settled(ctx context.Context, name string, number int, outcome string, wished bool) error {
+func (s *Service) settled(ctx context.Context, name string, number int, outcome string) error {
 	ctx = context.WithoutCancel(ctx)
-	if wished && number > 0 {
-		rev, err := s.revision(ctx, name, number)
-		if err == nil && rev.Outcome != outcome {
-			rev.Outcome = outcome
-			err = s.o.Store.PutRevision(ctx, name, rev)
-		}
-		if err != nil && !errors.Is(err, fault.ErrNotFound) {
-			return err
-		}
+	if err := s.ended(ctx, name, number, outcome); err != nil {
+		return err
 	}
 	if r, _ := s.record(name); r.Journal == nil {
 		return nil
@@ -446,59 +484,79 @@ func (s *Service) settled(ctx context.Context, name string, number int, outcome 
 	return err
 }
 
-// undo brings services back to what an earlier revision says of them.
-func (s *Service) undo(ctx context.Context, op *operation, a *App, r ApplyRequest, number int, services []string) (int, error) {
+// ended notes with a revision what became of it.
+func (s *Service) ended(ctx context.Context, name string, number int, outcome string) error {
+	rev, err := s.o.Store.Revision(ctx, name, number)
+	if err == nil && rev.Outcome != outcome {
+		rev.Outcome = outcome
+		err = s.o.Store.PutRevision(ctx, name, rev)
+	}
+	return ignore(err, fault.ErrNotFound)
+}
+
+// undo brings services back to what an earlier revision says of them: that is
+// the wish from now on, whoever finishes it. failed is the revision that is
+// given up, cause why. It gives the revision that is wanted.
+func (s *Service) undo(ctx context.Context, op *operation, a *App, r ApplyRequest, failed, number int, services []string, cause error) (int, error) {
 	old, err := s.revision(ctx, r.Document.Name, number)
 	if err != nil {
-		return 0, err
+		return failed, err
 	}
 	before, err := old.Document.App()
 	if err != nil {
-		return 0, err
+		return failed, err
 	}
-	mixed := *a
-	project := *a.Project
-	project.Services = maps.Clone(a.Project.Services)
-	for _, name := range services {
-		v, ok := before.Project.Services[name]
-		if !ok {
-			continue
-		}
-		// The way back has rules of its own.
-		if v.Deploy != nil && v.Deploy.RollbackConfig != nil {
-			d := *v.Deploy
-			d.UpdateConfig = d.RollbackConfig
-			v.Deploy = &d
-		}
-		project.Services[name] = v
-	}
-	mixed.Project = &project
-	op.tell(Progress{Status: Warning, Text: fmt.Sprintf("going back to revision %d of %v", number, services)})
-	walk := &run{s: s, op: op, app: &mixed, policy: Policy{Services: services, NoDeps: true, Compatibility: r.Policy.Compatibility, Timeout: r.Policy.Timeout, Pull: "never", NoBuild: true}, sep: separator(r.Policy.Compatibility),
-		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
-	// The hash is that of the revision, not of its way back.
-	for _, name := range services {
-		if v, ok := before.Project.Services[name]; ok {
-			walk.app.Project.Services[name] = v
-		}
-	}
-	plan, err := s.plan(ctx, walk.app, walk.policy, nil, nil)
-	if err != nil {
-		return 0, err
-	}
-	op.tell(Progress{Plan: &plan})
-	if err := s.converge(ctx, walk, plan); err != nil {
-		return 0, fmt.Errorf("go back: %w", err)
-	}
+	mixed := &App{Project: mix(a.Project, before.Project, services), EnvFiles: a.EnvFiles, Files: both(old.Document.Files, r.Document.Files)}
 	doc := r.Document
+	doc.Files, doc.Contents = mixed.Files, both(old.Document.Contents, r.Document.Contents)
 	if doc.Project, err = encodeProject(mixed.Project); err != nil {
-		return 0, err
+		return failed, err
 	}
-	rec, err := s.wish(ctx, op, doc, Policy{Services: r.Policy.Services, Compatibility: r.Policy.Compatibility}, Revision{Verb: "rollback", From: number, Comment: "the update failed"}, true)
+	policy := Policy{Services: services, NoDeps: true, Compatibility: r.Policy.Compatibility, Timeout: r.Policy.Timeout, Pull: "never", NoBuild: true, Rollback: true}
+	if err := s.ended(ctx, doc.Name, failed, "failed: "+cause.Error()); err != nil {
+		return failed, err
+	}
+	rec, err := s.wish(ctx, op, doc, policy, Revision{Verb: "rollback", From: number, Comment: "the update failed"}, true)
 	if err != nil {
-		return 0, err
+		return failed, err
 	}
-	return rec.Current, s.settled(ctx, doc.Name, rec.Current, "applied", true)
+	op.tell(Progress{Status: Warning, Text: fmt.Sprintf("going back to revision %d of %v", number, services)})
+	plan, err := s.plan(ctx, mixed, policy, nil, nil)
+	if err == nil {
+		op.tell(Progress{Plan: &plan})
+		err = s.converge(ctx, s.walker(op, mixed, policy), plan)
+	}
+	outcome := "applied"
+	if err != nil {
+		err = fmt.Errorf("go back: %w", err)
+		outcome = "failed: " + err.Error()
+	}
+	if s.ctx.Err() == nil { // else the next daemon goes on
+		err = errors.Join(err, s.settled(ctx, doc.Name, rec.Current, outcome))
+	}
+	return rec.Current, err
+}
+
+// mix gives a project with some services as another has them, and what they use.
+func mix(now, before *types.Project, services []string) *types.Project {
+	p := *now
+	p.Services = maps.Clone(now.Services)
+	for _, name := range services {
+		if v, ok := before.Services[name]; ok {
+			p.Services[name] = v
+		}
+	}
+	p.Networks, p.Volumes = both(before.Networks, now.Networks), both(before.Volumes, now.Volumes)
+	p.Secrets, p.Configs = both(before.Secrets, now.Secrets), both(before.Configs, now.Configs)
+	return &p
+}
+
+// both joins two maps; what the second says counts.
+func both[M ~map[string]V, V any](a, b M) M {
+	m := M{}
+	maps.Copy(m, a)
+	maps.Copy(m, b)
+	return m
 }
 
 // waitAll waits until all that was brought up runs, and is healthy where it has a check.
@@ -569,16 +627,11 @@ func changes(before, after *Document) (list []string) {
 }
 
 func (s *Service) revision(ctx context.Context, name string, number int) (Revision, error) {
-	all, err := s.o.Store.Revisions(ctx, name)
-	if err != nil {
-		return Revision{}, err
+	r, err := s.o.Store.Revision(ctx, name, number)
+	if errors.Is(err, fault.ErrNotFound) {
+		err = fault.NotFoundf("application %s has no revision %d (see `berth compose history`)", name, number)
 	}
-	for _, r := range all {
-		if r.Number == number {
-			return r, nil
-		}
-	}
-	return Revision{}, fault.NotFoundf("application %s has no revision %d (see `berth compose history`)", name, number)
+	return r, err
 }
 
 // History gives the revisions of an application, latest first.
@@ -626,7 +679,8 @@ func (s *Service) known(ctx context.Context, name string, given *Document) (*App
 // walkPlan runs a plan of containers that are there.
 func (s *Service) walkPlan(ctx context.Context, op *operation, a *App, sep string, plan Plan) error {
 	op.tell(Progress{Plan: &plan})
-	walk := &run{s: s, op: op, app: a, sep: sep, plan: plan, made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
+	walk := s.walker(op, a, Policy{})
+	walk.sep, walk.plan = sep, plan
 	return walk.walk(ctx)
 }
 
@@ -693,12 +747,12 @@ func (s *Service) down(ctx context.Context, op *operation, name string, a *App, 
 		_, err := s.change(ctx, name, func(rec *Record) { rec.Journal = nil })
 		return err
 	}
-	all, err := s.o.Store.Revisions(ctx, name)
+	all, err := s.o.Store.RevisionNumbers(ctx, name)
 	if err != nil {
 		return err
 	}
-	for _, rev := range all {
-		if err := s.o.Store.DeleteRevision(ctx, name, rev.Number); err != nil {
+	for _, number := range all {
+		if err := s.o.Store.DeleteRevision(ctx, name, number); err != nil {
 			return err
 		}
 	}
@@ -713,11 +767,12 @@ func (s *Service) down(ctx context.Context, op *operation, name string, a *App, 
 
 // Act does one verb to containers that are there. It gives the operation's id.
 func (s *Service) Act(ctx context.Context, name, verb string, r ActRequest) (string, error) {
-	a, rec, err := s.known(ctx, name, r.Document)
+	a, _, err := s.known(ctx, name, r.Document)
 	if err != nil {
 		return "", err
 	}
 	op, err := s.begin(name, verb, func(ctx context.Context, op *operation) Result {
+		rec, _ := s.record(name) // others may have changed it while this one waited
 		o, err := s.observe(ctx, name, nil, separator(rec.Compatibility))
 		if err != nil {
 			return word(err)
@@ -729,15 +784,12 @@ func (s *Service) Act(ctx context.Context, name, verb string, r ActRequest) (str
 		if err != nil {
 			return word(err)
 		}
-		if stopped := verb == "stop" || verb == "kill" || verb == "rm"; rec.Current > 0 && len(r.Services) == 0 && (stopped || verb == "start" || verb == "restart") && rec.Stopped != stopped {
-			if _, err := s.change(ctx, name, func(rec *Record) { rec.Stopped = stopped }); err != nil {
-				return word(err)
-			}
+		if err := s.noteAct(ctx, rec, a, o, plan, verb, r); err != nil {
+			return word(err)
 		}
 		err = s.walkPlan(ctx, op, a, separator(rec.Compatibility), plan)
 		if err == nil && r.Wait && a != nil {
-			walk := &run{s: s, op: op, app: a, policy: Policy{Services: r.Services, NoDeps: r.NoDeps}}
-			err = s.waitAll(ctx, walk)
+			err = s.waitAll(ctx, s.walker(op, a, Policy{Services: r.Services, NoDeps: r.NoDeps}))
 		}
 		return word(err)
 	})
@@ -745,6 +797,86 @@ func (s *Service) Act(ctx context.Context, name, verb string, r ActRequest) (str
 		return "", err
 	}
 	return op.ID, nil
+}
+
+// noteAct keeps what a verb says of the wish: after a stop of all nothing is
+// started any more, and what was removed is not made again.
+func (s *Service) noteAct(ctx context.Context, rec Record, a *App, o Observed, plan Plan, verb string, r ActRequest) error {
+	if rec.Current == 0 {
+		return nil
+	}
+	stopped := rec.Stopped
+	var leaving []string
+	switch verb {
+	case "start", "restart":
+		stopped = stopped && len(r.Services) > 0
+	case "stop":
+		stopped = stopped || len(r.Services) == 0
+	case "kill":
+		stopped = stopped || len(r.Services) == 0 && s.endsAll(ctx, plan, r.Signal)
+	case "rm":
+		leaving = emptied(o, plan)
+	}
+	if stopped == rec.Stopped && len(leaving) == 0 {
+		return nil
+	}
+	after, err := s.change(ctx, rec.Name, func(r *Record) {
+		if r.Stopped = stopped; len(leaving) > 0 {
+			r.leave(a, leaving)
+		}
+	})
+	if err == nil && after.Current == 0 {
+		s.clock.set(rec.Name, nil)
+	}
+	return err
+}
+
+// endsAll tells whether a signal is meant to end every container of a plan: it
+// kills, or it is the one by which the container is stopped. Others, as HUP,
+// ask for something else, and restart policies go on.
+func (s *Service) endsAll(ctx context.Context, plan Plan, text string) bool {
+	if text == "" {
+		text = "KILL"
+	}
+	sig, err := container.ParseSignal(text)
+	if err != nil {
+		return false // refused by each container
+	}
+	for _, st := range plan.Steps {
+		if st.Action != Kill || sig == syscall.SIGKILL {
+			continue
+		}
+		c, err := s.o.Containers.Get(ctx, st.Container)
+		if err != nil {
+			continue
+		}
+		if own, err := container.ParseSignal(c.Spec.StopSignal); err != nil || own != sig {
+			return false
+		}
+	}
+	return true
+}
+
+// emptied are the services of which a plan leaves no container.
+func emptied(o Observed, plan Plan) (list []string) {
+	left, gone := map[string]bool{}, map[string]bool{}
+	for _, c := range o.Containers {
+		if c.OneOff || c.Hook != "" {
+			continue
+		}
+		if slices.ContainsFunc(plan.Steps, func(st Step) bool { return st.Action == Remove && st.Container == c.ID }) {
+			gone[c.Service] = true
+		} else {
+			left[c.Service] = true
+		}
+	}
+	for name := range gone {
+		if !left[name] {
+			list = append(list, name)
+		}
+	}
+	slices.Sort(list)
+	return list
 }
 
 // Scale sets numbers of containers. It gives the operation's id.
@@ -800,13 +932,13 @@ func (s *Service) Rollback(ctx context.Context, name string, r RollbackRequest) 
 	rec, _ := s.record(name)
 	number := r.Revision
 	if number == 0 {
-		all, err := s.o.Store.Revisions(ctx, name)
+		all, err := s.o.Store.RevisionNumbers(ctx, name)
 		if err != nil {
 			return "", err
 		}
-		for _, rev := range all {
-			if rev.Number < rec.Current {
-				number = rev.Number
+		for _, n := range all {
+			if n < rec.Current {
+				number = n
 			}
 		}
 		if number == 0 {
@@ -822,6 +954,7 @@ func (s *Service) Rollback(ctx context.Context, name string, r RollbackRequest) 
 		return "", err
 	}
 	r.Policy.Compatibility = r.Policy.Compatibility || rec.Compatibility
+	r.Policy.Rollback = true
 	op, err := s.begin(name, "rollback", func(ctx context.Context, op *operation) Result {
 		return s.apply(ctx, op, a, ApplyRequest{Document: *rev.Document, Policy: r.Policy}, Revision{Verb: "rollback", From: number})
 	})
@@ -854,7 +987,8 @@ func (s *Service) Pull(_ context.Context, r ApplyRequest) (string, error) {
 		}
 		plan.Steps = slices.DeleteFunc(plan.Steps, func(s Step) bool { return s.Action != Pull })
 		op.tell(Progress{Plan: &plan})
-		walk := &run{s: s, op: op, app: a, policy: p, sep: separator(p.Compatibility), auth: r.Auth, plan: plan, images: o.Images, made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
+		walk := s.walker(op, a, p)
+		walk.auth, walk.plan, walk.images = r.Auth, plan, o.Images
 		return word(walk.walk(ctx))
 	})
 	if err != nil {

@@ -143,6 +143,10 @@ func refuse(s types.ServiceConfig) error {
 			return fmt.Errorf("deploy.endpoint_mode: %s is not known", d.EndpointMode)
 		case d.Mode != "" && !slices.Contains([]string{"replicated", "global", "replicated-job", "global-job"}, d.Mode):
 			return fmt.Errorf("deploy.mode: %s is not known", d.Mode)
+		case d.UpdateConfig != nil && !known(d.UpdateConfig, "pause", "continue", "rollback"):
+			return fmt.Errorf("deploy.update_config: order is start-first or stop-first, failure_action pause, continue or rollback")
+		case d.RollbackConfig != nil && !known(d.RollbackConfig, "pause", "continue"):
+			return fmt.Errorf("deploy.rollback_config: order is start-first or stop-first, failure_action pause or continue")
 		case d.Placement.MaxReplicas > 0 && s.GetScale() > int(d.Placement.MaxReplicas):
 			return fmt.Errorf("deploy.placement.max_replicas_per_node: %d are wanted on this one machine, %d allowed", s.GetScale(), d.Placement.MaxReplicas)
 		}
@@ -155,6 +159,10 @@ func refuse(s types.ServiceConfig) error {
 		}
 	}
 	return nil
+}
+
+func known(u *types.UpdateConfig, failures ...string) bool {
+	return slices.Contains([]string{"", "start-first", "stop-first"}, u.Order) && (u.FailureAction == "" || slices.Contains(failures, u.FailureAction))
 }
 
 func environment(m types.MappingWithEquals) (env []string) {

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -30,11 +31,77 @@ type world struct {
 	pulls      map[string]string // what a pull brings
 	records    map[string]Record
 	revisions  map[string][]Revision
+	jobs       map[string]JobRecord
+	decoded    int               // revisions that were read whole
+	heirs      map[string]string // containers → those whose ports they will take over
+	fuse       int               // changes until this daemon is dead; 0: it lives
+	dead       bool
+	block      map[string]chan struct{} // by container's name: Wait lasts until it is closed
+	codes      map[string]int           // by container's name: exit codes that Wait gives
 	events     event.Bus
 }
 
 func newWorld() *world {
-	return &world{containers: map[string]*container.Container{}, networks: map[string]network.Network{}, volumes: map[string]volume.Volume{}, images: map[string]string{}, pulls: map[string]string{}, records: map[string]Record{}, revisions: map[string][]Revision{}}
+	return &world{containers: map[string]*container.Container{}, networks: map[string]network.Network{}, volumes: map[string]volume.Volume{}, images: map[string]string{}, pulls: map[string]string{}, records: map[string]Record{}, revisions: map[string][]Revision{}, jobs: map[string]JobRecord{}, heirs: map[string]string{}, block: map[string]chan struct{}{}, codes: map[string]int{}}
+}
+
+var errDead = errors.New("the daemon is dead")
+
+// burn counts a change; the daemon that makes it may be dead. mu is held.
+func (w *world) burn() error {
+	if w.dead {
+		return errDead
+	}
+	if w.fuse > 0 {
+		if w.fuse--; w.fuse == 0 {
+			w.dead = true
+			return errDead
+		}
+	}
+	return nil
+}
+
+// reborn is a new daemon over what the dead one left.
+func (w *world) reborn() *Service {
+	w.mu.Lock()
+	w.dead, w.fuse = false, 0
+	clear(w.heirs)
+	w.mu.Unlock()
+	s := w.service()
+	if err := s.Restore(context.Background()); err != nil {
+		panic(err)
+	}
+	return s
+}
+
+// settle waits for the operations of a service.
+func settle(s *Service) (errs []error) {
+	for _, o := range s.Operations() {
+		_ = s.Follow(context.Background(), o.ID, 0, func(p Progress) error {
+			if p.Result != nil && p.Result.Error != "" {
+				errs = append(errs, errors.New(p.Result.Error))
+			}
+			return nil
+		})
+	}
+	return errs
+}
+
+// holder of a port of the host.
+func (w *world) holder(p container.Publish) *container.Container {
+	for _, c := range w.containers {
+		for _, b := range c.State.Ports {
+			if b.Proto == p.Proto && b.HostPort == p.HostPort {
+				return c
+			}
+		}
+	}
+	return nil
+}
+
+// rest takes away what only a running container has.
+func rest(c *container.Container) {
+	c.State.Endpoints, c.State.Ports = nil, nil
 }
 
 func (w *world) id(kind string) string {
@@ -77,6 +144,9 @@ func (w *world) Get(_ context.Context, id string) (container.Container, error) {
 func (w *world) Create(_ context.Context, s container.Spec, o container.CreateOptions) (container.ID, []string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.burn(); err != nil {
+		return "", nil, err
+	}
 	if _, err := w.find(o.Name); err == nil {
 		return "", nil, fault.Conflictf("the name %s is taken", o.Name)
 	}
@@ -93,11 +163,9 @@ func (w *world) Create(_ context.Context, s container.Spec, o container.CreateOp
 	c := &container.Container{ID: container.ID(w.id("c")), Name: o.Name, Created: time.Unix(int64(w.next), 0), Spec: s}
 	c.State.Status = container.Created
 	for _, e := range s.Endpoints {
-		n, err := w.network(e.Network)
-		if err != nil {
+		if _, err := w.network(e.Network); err != nil {
 			return "", nil, err
 		}
-		c.State.Endpoints = append(c.State.Endpoints, container.Endpoint{NetworkID: n.ID, NetworkName: n.Name})
 	}
 	for _, m := range s.Mounts {
 		if m.Type != container.MountVolume {
@@ -128,6 +196,9 @@ func (w *world) change(id, action string, f func(c *container.Container) error) 
 	w.mu.Lock()
 	c, err := w.find(id)
 	if err == nil {
+		err = w.burn()
+	}
+	if err == nil {
 		err = f(c)
 	}
 	var labels map[string]string
@@ -153,25 +224,52 @@ func (w *world) Start(_ context.Context, id string) error {
 		if c.State.Status == container.Paused {
 			return fault.Conflictf("paused")
 		}
+		if c.State.Status == container.Running {
+			return fault.NotModifiedf("it runs")
+		}
+		rest(c)
+		for _, e := range c.Spec.Endpoints {
+			n, err := w.network(e.Network)
+			if err != nil {
+				return err
+			}
+			c.State.Endpoints = append(c.State.Endpoints, container.Endpoint{NetworkID: n.ID, NetworkName: n.Name})
+		}
+		for _, p := range c.Spec.Publish {
+			if h := w.holder(p); h != nil && w.heirs[id] != string(h.ID) {
+				rest(c)
+				return fault.Conflictf("port %d is taken by %s", p.HostPort, h.Name)
+			} else if h == nil {
+				c.State.Ports = append(c.State.Ports, container.Binding{Port: p.Port, HostPort: p.HostPort})
+			}
+		}
 		c.State.Status = container.Running
 		if h := c.Spec.Health; h != nil {
 			c.State.Health = &container.Health{Status: "healthy"}
 		}
 		if slices.Equal(c.Spec.Cmd, []string{"once"}) {
 			c.State.Status = container.Exited
+			rest(c)
 		}
 		return nil
 	})
 }
 
 func (w *world) Stop(_ context.Context, id string, _ container.StopOptions) error {
-	return w.change(id, "stop", func(c *container.Container) error { c.State.Status = container.Exited; return nil })
+	return w.change(id, "stop", func(c *container.Container) error {
+		c.State.Status = container.Exited
+		rest(c)
+		return nil
+	})
 }
 
 func (w *world) Restart(ctx context.Context, id string, _ container.StopOptions) error {
 	return w.Start(ctx, id)
 }
-func (w *world) Kill(ctx context.Context, id, _ string) error {
+func (w *world) Kill(ctx context.Context, id, signal string) error {
+	if signal == "HUP" {
+		return nil
+	}
 	return w.Stop(ctx, id, container.StopOptions{})
 }
 func (w *world) Pause(_ context.Context, id string) error {
@@ -195,10 +293,51 @@ func (w *world) Remove(_ context.Context, id string, _ container.RemoveOptions) 
 	return w.change(id, "destroy", func(c *container.Container) error { delete(w.containers, string(c.ID)); return nil })
 }
 
-func (w *world) TakeOver(context.Context, string, string) error { return nil }
-func (w *world) Wait(context.Context, string, container.WaitCondition) (<-chan container.WaitResult, error) {
+func (w *world) TakeOver(_ context.Context, from, to string) error {
+	return w.change(to, "take over", func(c *container.Container) error {
+		delete(w.heirs, to)
+		if c.State.Status != container.Running {
+			return fault.Conflictf("%s does not run", c.Name)
+		}
+		c.State.Ports = nil
+		for _, p := range c.Spec.Publish {
+			if h := w.holder(p); h != nil && string(h.ID) != from {
+				return fault.Conflictf("port %d is taken by %s", p.HostPort, h.Name)
+			} else if h != nil {
+				h.State.Ports = nil
+			}
+			c.State.Ports = append(c.State.Ports, container.Binding{Port: p.Port, HostPort: p.HostPort})
+		}
+		return nil
+	})
+}
+func (w *world) Wait(ctx context.Context, id string, _ container.WaitCondition) (<-chan container.WaitResult, error) {
+	w.mu.Lock()
+	c, err := w.find(id)
+	if err != nil {
+		w.mu.Unlock()
+		return nil, err
+	}
+	block, code := w.block[c.Name], w.codes[c.Name]
+	w.mu.Unlock()
 	ended := make(chan container.WaitResult, 1)
-	ended <- container.WaitResult{}
+	go func() {
+		if block != nil {
+			select {
+			case <-block:
+			case <-ctx.Done():
+				close(ended)
+				return
+			}
+		}
+		w.mu.Lock()
+		if c := w.containers[id]; c != nil {
+			c.State.Status, c.State.ExitCode = container.Exited, code
+			rest(c)
+		}
+		w.mu.Unlock()
+		ended <- container.WaitResult{ExitCode: code}
+	}()
 	return ended, nil
 }
 func (w *world) CopyTo(context.Context, string, string, io.Reader, bool, bool) error { return nil }
@@ -209,16 +348,36 @@ func (w *world) Logs(context.Context, string, container.LogOptions, func(contain
 func (w *world) Connect(_ context.Context, id string, e container.EndpointSpec) error {
 	return w.change(id, "connect", func(c *container.Container) error {
 		n, err := w.network(e.Network)
-		if err == nil {
+		if err != nil {
+			return err
+		}
+		for _, have := range c.Spec.Endpoints {
+			if have.Network == n.Name {
+				return fault.Forbiddenf("%s is on %s", c.Name, n.Name)
+			}
+		}
+		e.Network = n.Name
+		c.Spec.Endpoints, c.Spec.OffNetworks = append(slices.Clone(c.Spec.Endpoints), e), false
+		if c.State.Status == container.Running || c.State.Status == container.Paused {
 			c.State.Endpoints = append(slices.Clone(c.State.Endpoints), container.Endpoint{NetworkID: n.ID, NetworkName: n.Name})
 		}
-		return err
+		return nil
 	})
 }
 
 func (w *world) Disconnect(_ context.Context, id, ref string, _ bool) error {
 	return w.change(id, "disconnect", func(c *container.Container) error {
-		c.State.Endpoints = slices.DeleteFunc(slices.Clone(c.State.Endpoints), func(e container.Endpoint) bool { return e.NetworkID == ref || e.NetworkName == ref })
+		n, err := w.network(ref)
+		if err != nil {
+			return err
+		}
+		before := len(c.Spec.Endpoints)
+		c.Spec.Endpoints = slices.DeleteFunc(slices.Clone(c.Spec.Endpoints), func(e container.EndpointSpec) bool { return e.Network == n.Name })
+		c.Spec.OffNetworks = len(c.Spec.Endpoints) == 0
+		c.State.Endpoints = slices.DeleteFunc(slices.Clone(c.State.Endpoints), func(e container.Endpoint) bool { return e.NetworkID == n.ID })
+		if len(c.Spec.Endpoints) == before {
+			return fault.Forbiddenf("%s is not on %s", c.Name, n.Name)
+		}
 		return nil
 	})
 }
@@ -250,6 +409,9 @@ type (
 func (w worldNetworks) Create(_ context.Context, o network.CreateOptions) (string, string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.burn(); err != nil {
+		return "", "", err
+	}
 	if _, err := w.network(o.Name); err == nil {
 		return "", "", fault.Conflictf("network %s exists", o.Name)
 	}
@@ -274,6 +436,9 @@ func (w worldNetworks) Remove(_ context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
+	if err := w.burn(); err != nil {
+		return err
+	}
 	for _, c := range w.containers {
 		for _, e := range c.State.Endpoints {
 			if e.NetworkID == n.ID && c.State.Status == container.Running {
@@ -285,13 +450,20 @@ func (w worldNetworks) Remove(_ context.Context, ref string) error {
 	return nil
 }
 
-func (w worldNetworks) Succeed(container.ID, container.ID) {}
+func (w worldNetworks) Succeed(from, to container.ID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.heirs[string(to)] = string(from)
+}
 
 func (w worldVolumes) Create(_ context.Context, o volume.CreateOptions) (volume.Volume, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if v, ok := w.volumes[o.Name]; ok {
 		return v, nil
+	}
+	if err := w.burn(); err != nil {
+		return volume.Volume{}, err
 	}
 	v := volume.Volume{Name: o.Name, Labels: o.Labels}
 	w.volumes[o.Name] = v
@@ -310,6 +482,9 @@ func (w worldVolumes) List(context.Context, filter.Args) (list []volume.Volume, 
 func (w worldVolumes) Remove(_ context.Context, name string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.burn(); err != nil {
+		return err
+	}
 	for _, c := range w.containers {
 		for _, m := range c.Mounts {
 			if m.Name == name {
@@ -357,6 +532,9 @@ func (w worldEvents) Publish(e event.Event) { w.events.Publish(e) }
 func (w *world) PutApp(_ context.Context, r Record) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.burn(); err != nil {
+		return err
+	}
 	w.records[r.Name] = r
 	return nil
 }
@@ -372,6 +550,9 @@ func (w *world) Apps(context.Context) ([]Record, error) {
 func (w *world) PutRevision(_ context.Context, app string, r Revision) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if err := w.burn(); err != nil {
+		return err
+	}
 	list := slices.DeleteFunc(w.revisions[app], func(o Revision) bool { return o.Number == r.Number })
 	w.revisions[app] = append(list, r)
 	slices.SortFunc(w.revisions[app], func(a, b Revision) int { return a.Number - b.Number })
@@ -386,7 +567,47 @@ func (w *world) DeleteRevision(_ context.Context, app string, number int) error 
 func (w *world) Revisions(_ context.Context, app string) ([]Revision, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.decoded += len(w.revisions[app])
 	return slices.Clone(w.revisions[app]), nil
+}
+func (w *world) Revision(_ context.Context, app string, number int) (Revision, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.revisions[app] {
+		if r.Number == number {
+			w.decoded++
+			return r, nil
+		}
+	}
+	return Revision{}, fault.NotFound("revision", app)
+}
+func (w *world) RevisionNumbers(_ context.Context, app string) (list []int, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.revisions[app] {
+		list = append(list, r.Number)
+	}
+	return list, nil
+}
+func (w *world) PutJob(_ context.Context, j JobRecord) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.burn(); err != nil {
+		return err
+	}
+	w.jobs[j.App+"/"+j.Name] = j
+	return nil
+}
+func (w *world) DeleteJob(_ context.Context, app, job string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.jobs, app+"/"+job)
+	return nil
+}
+func (w *world) Jobs(context.Context) ([]JobRecord, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.jobs)), nil
 }
 
 // service is one over the world.

@@ -12,6 +12,7 @@ import (
 // survives this process, but perhaps not a power cut.
 type Store interface {
 	PutContainer(ctx context.Context, c Container) error
+	PutContainers(ctx context.Context, list ...Container) error // all or none
 	NoteContainer(ctx context.Context, c Container) error
 	DeleteContainer(ctx context.Context, id ID) error
 	Containers(ctx context.Context) ([]Container, error)

@@ -1,6 +1,10 @@
 package container
 
-import "context"
+import (
+	"context"
+
+	"github.com/berth-project/berth/lib/crash"
+)
 
 // TakeOver gives a running container the host ports that it asks for and that
 // another, which it replaces, has. from may be gone.
@@ -24,14 +28,15 @@ func (s *Service) TakeOver(_ context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	e.change(func(c *Container) { c.State.Ports = now })
+	crash.Point("container.takeover")
+	changed := []Container{e.change(func(c *Container) { c.State.Ports = now })}
 	if gone == nil && before.alive() {
-		old.change(func(c *Container) {
+		changed = append(changed, old.change(func(c *Container) {
 			if c.alive() {
 				c.State.Ports = left
 			}
-		})
-		s.tolerate(s.save(old), "container not saved", before.ID)
+		}))
 	}
-	return s.save(e)
+	// At once: a port is one container's, whenever the daemon dies.
+	return s.o.Store.PutContainers(context.WithoutCancel(s.ctx), changed...)
 }
