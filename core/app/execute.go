@@ -47,7 +47,6 @@ type run struct {
 	mu     sync.Mutex
 	images map[string]Image
 	made   map[string]string   // names of containers made here → ids
-	joined []Apart             // containers put on networks again
 	fresh  map[string]bool     // images fetched or built
 	failed map[string]error    // steps that failed themselves
 	rolls  map[string]int      // failures of rolling replacements, by service
@@ -251,13 +250,7 @@ func (r *run) do(ctx context.Context, s Step) (id string, err error) {
 	case Disconnect:
 		return id, ignore(c.Disconnect(ctx, id, s.Key, true), fault.ErrNotFound, fault.ErrPermission)
 	case Connect:
-		err := r.connect(ctx, s, id)
-		if err == nil {
-			r.mu.Lock()
-			r.joined = append(r.joined, Apart{Container: id, Network: s.Key})
-			r.mu.Unlock()
-		}
-		return id, err
+		return id, r.connect(ctx, s, id)
 	case Wait:
 		return "", r.await(ctx, s, id)
 	case Pull:

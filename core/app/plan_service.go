@@ -85,7 +85,7 @@ type serviceView struct {
 func (v *serviceView) pair() {
 	for _, old := range slices.Clone(v.have) {
 		name := tempName(old.ID, containerName(v.project.Name, v.s, old.Number, v.sep))
-		at := slices.IndexFunc(v.have, func(c ObservedContainer) bool { return c.Name == name })
+		at := slices.IndexFunc(v.have, func(c ObservedContainer) bool { return c.Name == name && c.ID != old.ID })
 		if at < 0 {
 			continue
 		}

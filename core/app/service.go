@@ -335,7 +335,7 @@ func (s *Service) apply(ctx context.Context, op *operation, a *App, r ApplyReque
 func (s *Service) converge(ctx context.Context, walk *run, plan Plan) error {
 	for round := 0; ; round++ {
 		if plan.Empty() {
-			return nil
+			return s.joined(ctx, walk)
 		}
 		walk.plan = plan
 		o := map[string]Image{}
@@ -395,10 +395,11 @@ func (s *Service) part(ctx context.Context, plan Plan) error {
 
 // joined forgets those that are back, or gone for good.
 func (s *Service) joined(ctx context.Context, walk *run) error {
-	r, _ := s.record(walk.app.Project.Name)
+	p := walk.app.Project
+	r, _ := s.record(p.Name)
 	left := slices.DeleteFunc(slices.Clone(r.Apart), func(a Apart) bool {
-		_, err := s.o.Containers.Get(ctx, a.Container)
-		return slices.Contains(walk.joined, a) || errors.Is(err, fault.ErrNotFound)
+		c, err := s.o.Containers.Get(ctx, a.Container)
+		return errors.Is(err, fault.ErrNotFound) || slices.ContainsFunc(c.Spec.Endpoints, func(e container.EndpointSpec) bool { return e.Network == p.Networks[a.Network].Name })
 	})
 	if len(left) == len(r.Apart) {
 		return nil

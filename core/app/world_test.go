@@ -106,7 +106,7 @@ func rest(c *container.Container) {
 
 func (w *world) id(kind string) string {
 	w.next++
-	return fmt.Sprintf("%s%060d", kind, w.next)
+	return fmt.Sprintf("%s%011d%049d", kind, w.next, 0) // the first twelve tell them apart
 }
 
 func (w *world) All() []container.Container {
