@@ -24,6 +24,7 @@ import (
 type world struct {
 	mu         sync.Mutex
 	next       int
+	names      []string // of all containers ever made
 	containers map[string]*container.Container
 	networks   map[string]network.Network
 	volumes    map[string]volume.Volume
@@ -180,7 +181,20 @@ func (w *world) Create(_ context.Context, s container.Spec, o container.CreateOp
 		c.Mounts = append(c.Mounts, p)
 	}
 	w.containers[string(c.ID)] = c
+	w.names = append(w.names, o.Name)
 	return c.ID, nil, nil
+}
+
+// made counts the containers of a name that ever were.
+func (w *world) made(name string) (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, have := range w.names {
+		if have == name {
+			n++
+		}
+	}
+	return n
 }
 
 func (w *world) network(ref string) (network.Network, error) {
