@@ -3,6 +3,7 @@ package store
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,8 +12,52 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/berth-project/berth/core/app"
 	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/lib/fault"
 )
+
+func TestARevisionIsFoundByItsNumber(t *testing.T) {
+	ctx := context.Background()
+	s, err := Open(ctx, filepath.Join(t.TempDir(), "berth.db"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	for _, n := range []int{1, 12, 3} {
+		for _, name := range []string{"shop", "shop-a", "sho"} {
+			if err := s.PutRevision(ctx, name, app.Revision{Number: n, Comment: fmt.Sprint(name, n)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if r, err := s.Revision(ctx, "shop", 12); err != nil || r.Comment != "shop12" {
+		t.Errorf("%+v %v", r, err)
+	}
+	if _, err := s.Revision(ctx, "shop", 2); !errors.Is(err, fault.ErrNotFound) {
+		t.Errorf("what is not there gives %v", err)
+	}
+	if list, err := s.RevisionNumbers(ctx, "shop"); err != nil || !cmp.Equal(list, []int{1, 3, 12}) {
+		t.Errorf("%v %v", list, err)
+	}
+}
+
+func TestSeveralContainersArePutTogether(t *testing.T) {
+	ctx := context.Background()
+	s, err := Open(ctx, filepath.Join(t.TempDir(), "berth.db"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	want := []container.Container{{ID: "a"}, {ID: "b", Name: "two"}}
+	if err := errors.Join(s.PutContainers(ctx, want...), s.PutContainers(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Containers(ctx)
+	if err != nil || len(got) != 2 || got[1].Name != "two" {
+		t.Errorf("%+v %v", got, err)
+	}
+}
 
 func TestWhatWasPutIsFoundAgain(t *testing.T) {
 	ctx := context.Background()

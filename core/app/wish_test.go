@@ -187,13 +187,18 @@ func checkBack(t *testing.T, s *Service, order string, parallel int) {
 // A daemon that dies on the way back leaves one that goes on with it, and not
 // one that tries again what has failed.
 func TestAKillOnTheWayBackGoesOnBack(t *testing.T) {
-	for fuse, survived := 1, false; !survived; fuse++ {
+	for i, survived := 2, false; !survived || i%2 > 0; i++ {
+		fuse, order := i/2, []string{"start-first", "stop-first"}[i%2]
 		w := newWorld()
 		w.images["image0"] = "sha256:0"
 		s := w.service()
-		bring(t, s, back("1", false, nil), Policy{})
+		with := func(a *App) *App {
+			a.Project.Services["web"].Deploy.UpdateConfig.Order = order
+			return a
+		}
+		bring(t, s, with(back("1", false, nil)), Policy{})
 		w.fuse = fuse
-		bring(t, s, back("2", true, nil), Policy{})
+		bring(t, s, with(back("2", true, nil)), Policy{})
 		survived = w.fuse > 0
 		s.Shutdown()
 		s = w.reborn()
@@ -203,7 +208,7 @@ func TestAKillOnTheWayBackGoesOnBack(t *testing.T) {
 		if len(list) != 4 || rec.Journal != nil || slices.ContainsFunc(list, func(c container.Container) bool {
 			return c.State.Status != container.Running || !slices.Contains(c.Spec.Env, "N=1")
 		}) {
-			t.Fatalf("killed at change %d: %+v\n%s", fuse, rec, picture(s, list))
+			t.Fatalf("%s, killed at change %d: %+v\n%s", order, fuse, rec, picture(s, list))
 		}
 		s.Shutdown()
 	}
