@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/berth-project/berth/core/app"
-	"github.com/berth-project/berth/test/kit"
 )
 
 // server answers with its word. Told to end, it takes what is on its way to it
@@ -48,13 +47,7 @@ func main() {
 
 func TestARollingUpLosesNoRequest(t *testing.T) {
 	w := engine(t)
-	program, err := kit.GoProgram(w.dir, "server", server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := w.e.API.Load(context.Background(), "server:test", kit.Config{Cmd: []string{"/server", "one"}}, []kit.File{{Path: "server", Body: program, Mode: 0o755}}); err != nil {
-		t.Fatal(err)
-	}
+	w.loadServer()
 	port := freePort(t)
 	file := func(version string) string {
 		return fmt.Sprintf(`services:

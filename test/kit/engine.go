@@ -143,8 +143,10 @@ func program(peer bool) (string, error) {
 }
 
 // Restart starts the daemon again over the same roots and waits for its API.
-func (e *Engine) Restart(ctx context.Context) error {
+// What env says is added to its environment.
+func (e *Engine) Restart(ctx context.Context, env ...string) error {
 	e.cmd = exec.Command(e.args[0], e.args[1:]...)
+	e.cmd.Env = append(os.Environ(), env...)
 	e.cmd.Stdout, e.cmd.Stderr = e.log, e.log
 	e.cmd.ExtraFiles = e.files
 	// No terminal signal may reach the daemon before the tests end it.
