@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -187,6 +188,9 @@ func (s *Service) join(ctx context.Context, b *box, st *state, spec container.En
 			*gateway = p.gateway
 		}
 	}
+	if spec.MacAddress == "" && st.Driver == driverBridge {
+		e.MacAddress = addressMAC(e)
+	}
 	// Known before anything is made, so that it is undone in any case.
 	if admitted = s.admit(b, st, e); !admitted {
 		return e, fault.NotFound("network", st.Name)
@@ -223,6 +227,21 @@ func macOf(st *state, spec container.EndpointSpec) (string, error) {
 		return "", fault.Invalidf("ipvlan interfaces do not support custom mac address assignment")
 	}
 	return mac.String(), nil
+}
+
+// addressMAC is the same for the same address of a network: neighbours, which
+// remember for seconds who had an address last, reach who has it now.
+func addressMAC(e container.Endpoint) string {
+	switch {
+	case e.IPv4.IsValid():
+		a := e.IPv4.Addr().As4()
+		return net.HardwareAddr(append([]byte{0x02, 0x42}, a[:]...)).String()
+	case e.IPv6.IsValid():
+		sum := sha256.Sum256(e.IPv6.Addr().AsSlice())
+		sum[0] = sum[0]&^1 | 2
+		return net.HardwareAddr(sum[:6]).String()
+	}
+	return randomMAC()
 }
 
 // randomMAC is local and for one interface only (IEEE 802).
