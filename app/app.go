@@ -324,15 +324,20 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 		return err
 	}
 	own := native.New(native.Options{Apps: d.apps, Mounts: builder, Events: d.events, Logger: log, Done: streams})
-	d.server = &http.Server{Handler: kit.Guard(doors(door, own), c.ownNames()...), ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
+	d.server = &http.Server{Handler: kit.Guard(doors(door, own, c.Debug), c.ownNames()...), ReadHeaderTimeout: 30 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
 	return nil
 }
 
 // doors gives each request to the door whose path it has.
-func doors(docker, own http.Handler) http.Handler {
+func doors(docker, own http.Handler, debug bool) http.Handler {
+	inside := debugDoor()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, native.Prefix) {
 			own.ServeHTTP(w, r)
+			return
+		}
+		if debug && strings.HasPrefix(r.URL.Path, "/debug/") {
+			inside.ServeHTTP(w, r)
 			return
 		}
 		docker.ServeHTTP(w, r)

@@ -123,7 +123,7 @@ func parse(args []string) (c Config, notes []string, err error) {
 	f.StringVar(&c.ExecRoot, "exec-root", defaultExecRoot, "Folder of what lives as long as the machine is up: sockets, mounts")
 	f.StringVarP(&c.PidFile, "pidfile", "p", "", "File for the process id (default <exec-root>/berthd.pid)")
 	file := f.String("config-file", "/etc/berth/daemon.json", "Configuration file, in dockerd's format")
-	f.BoolVarP(&c.Debug, "debug", "D", false, "Log more")
+	f.BoolVarP(&c.Debug, "debug", "D", false, "Log more, and serve profiles below /debug/ of the API")
 	f.StringVarP(&c.LogLevel, "log-level", "l", "info", "Log from this level on: debug, info, warn, error")
 	f.StringVarP(&c.Group, "group", "G", "docker", "Group that may use the unix socket")
 	f.StringArrayVar(&c.Labels, "label", nil, "Label of this engine, key=value")

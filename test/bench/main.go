@@ -157,7 +157,8 @@ func (r result) line() string {
 func page(results []result) string {
 	f := host.Look()
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Measured\n\nWritten by `make bench` on %s, kernel %s, %d processors, %s. Both engines run side by side and are sampled in turn; each value is a median; API over a unix socket.\n\n", f.Distribution, f.Kernel, runtime.NumCPU(), time.Now().UTC().Format("2006-01-02"))
+	fmt.Fprintf(&b, "# Measured\n\nWritten by `make bench` on %s, kernel %s, %d processors, %s. Both engines run side by side and are sampled in turn; each value is a median; API over a unix socket.\n\n"+
+		"Builds are measured by `make bench-build` ([page](bench-build.md)), applications by `make bench-compose` ([page](bench-compose.md)).\n\n", f.Distribution, f.Kernel, runtime.NumCPU(), time.Now().UTC().Format("2006-01-02"))
 	b.WriteString("| what | Berth | docker.io | ratio | first goal |\n|---|---:|---:|---:|---|\n")
 	for _, r := range results {
 		peer := "–"

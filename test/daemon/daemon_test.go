@@ -255,3 +255,24 @@ func TestTheDaemonOutlivesWhoReadsItsLog(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+func TestProfilesAreServedOnlyWithDebug(t *testing.T) {
+	for _, debug := range []bool{false, true} {
+		e := start(t, fmt.Sprintf("profile-%t", debug), nil, fmt.Sprintf("--debug=%t", debug))
+		client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", e.Socket)
+		}}}
+		res, err := client.Get("http://berth/debug/pprof/goroutine?debug=1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if served := strings.HasPrefix(string(text), "goroutine profile:"); served != debug {
+			t.Errorf("--debug=%t: %s: %.60s", debug, res.Status, text)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/berth-project/berth/test/kit"
@@ -21,8 +22,9 @@ const base = "busybox:test"
 
 // builder builds a folder's Dockerfile.
 type builder struct {
-	name  string
-	title string // with its version
+	name    string
+	title   string // with its version
+	against string // name of the builder of Berth that is compared with it; empty for Berth's
 	// samples at most of each measurement; 0 is as many as asked for.
 	samples int
 	build   func(ctx context.Context, dir string, args []string) error
@@ -61,8 +63,23 @@ func begin(ctx context.Context, alone bool) (list []builder, end func(), err err
 		if err := e.API.Call(ctx, "GET", "/version", nil, &v); err != nil {
 			return nil, end, err
 		}
+		host := "DOCKER_HOST=unix://" + e.Socket
 		title := map[bool]string{false: "Berth", true: "docker.io " + v.Version}[peer]
-		list = append(list, builder{name: name, title: title, build: docker(e.Socket, config)})
+		buildx := builder{name: name + " by buildx", title: title + ", by buildx",
+			build: docker([]string{"docker", "build", "--provenance=false"}, host, "DOCKER_CONFIG="+config)}
+		own := builder{name: name, title: title}
+		if !peer {
+			own.build = docker([]string{filepath.Join(os.Getenv("BERTH_TEST_BIN"), "berth"), "build"}, host)
+		} else {
+			own.against, buildx.against = list[0].name, list[1].name
+			own.build, err = peerClient(ctx, host)
+			if err != nil {
+				fmt.Println("skipped:", err)
+				list = append(list, buildx)
+				continue
+			}
+		}
+		list = append(list, own, buildx)
 	}
 	if alone {
 		return list, end, nil
@@ -91,16 +108,30 @@ func client() (string, error) {
 	return filepath.Dir(dir), os.Symlink(plugin, filepath.Join(dir, "docker-buildx"))
 }
 
-// docker builds with `docker build`, which is buildx. Neither engine makes
-// attestations: the older knows none.
-func docker(socket, config string) func(context.Context, string, []string) error {
+// docker builds with a client's build command. No engine makes attestations:
+// the older knows none.
+func docker(build []string, env ...string) func(context.Context, string, []string) error {
 	return func(ctx context.Context, dir string, args []string) error {
-		line := []string{"docker", "build", "--provenance=false", "-t", "bench"}
+		line := append(slices.Clone(build), "-t", "bench")
 		for _, a := range args {
 			line = append(line, "--build-arg", a)
 		}
-		return command(ctx, []string{"DOCKER_HOST=unix://" + socket, "DOCKER_CONFIG=" + config, "BUILDKIT_PROGRESS=plain"}, append(line, dir)...)
+		return command(ctx, append(env, "BUILDKIT_PROGRESS=plain"), append(line, dir)...)
 	}
+}
+
+// peerClient builds with docker.io's own client, which until version 23 spoke
+// to BuildKit by itself.
+func peerClient(ctx context.Context, host string) (func(context.Context, string, []string) error, error) {
+	const path = "/usr/bin/docker"
+	version, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return nil, fmt.Errorf("docker.io's own client: %w", err)
+	}
+	if !strings.HasPrefix(string(version), "Docker version 20.") {
+		return nil, fmt.Errorf("docker.io's own client: it builds by buildx: %s", strings.TrimSpace(string(version)))
+	}
+	return docker([]string{path, "build"}, host, "DOCKER_BUILDKIT=1"), nil
 }
 
 // buildah builds with `buildah build --layers`, in storage of its own, with
@@ -144,7 +175,7 @@ func buildah(ctx context.Context) (builder, error) {
 	if f := strings.Fields(string(version)); len(f) > 2 {
 		title += " " + f[2]
 	}
-	return builder{name: "buildah", title: title, samples: 3, build: func(ctx context.Context, dir string, args []string) error {
+	return builder{name: "buildah", title: title, against: berth, samples: 3, build: func(ctx context.Context, dir string, args []string) error {
 		line := append(program, "build", "--layers", "--pull-never", "--network", "host", "--signature-policy", policy, "-t", "bench")
 		for _, a := range args {
 			line = append(line, "--build-arg", a)

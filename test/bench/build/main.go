@@ -63,7 +63,7 @@ func run() error {
 			return fmt.Errorf("%s: %w", m.name, err)
 		}
 		results = append(results, r)
-		fmt.Println(r.line(builders))
+		fmt.Print(r.lines(builders))
 	}
 	if *out == "" {
 		return nil
@@ -78,8 +78,8 @@ type result struct {
 }
 
 // ratio of Berth's time to a peer's.
-func (r result) ratio(peer string) string {
-	b, d := r.value[berth], r.value[peer]
+func (r result) ratio(peer builder) string {
+	b, d := r.value[peer.against], r.value[peer.name]
 	if b == 0 || d == 0 {
 		return "–"
 	}
@@ -89,17 +89,18 @@ func (r result) ratio(peer string) string {
 	return fmt.Sprintf("1/%.1f", d/b)
 }
 
-func (r result) line(builders []builder) string {
+func (r result) lines(builders []builder) string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "%-44s", r.name)
+	fmt.Fprintf(&s, "%s\n", r.name)
 	for _, b := range builders {
-		fmt.Fprintf(&s, "  %s %8.0f ms", b.name, r.value[b.name])
-		if b.name != berth {
-			fmt.Fprintf(&s, " (%s)", r.ratio(b.name))
+		fmt.Fprintf(&s, "  %-20s %8.0f ms", b.name, r.value[b.name])
+		if b.against != "" {
+			fmt.Fprintf(&s, "  %s takes %s", b.against, r.ratio(b))
 		}
+		s.WriteString("\n")
 	}
 	if r.goal != "" {
-		s.WriteString("  goal " + r.goal + " of docker.io")
+		s.WriteString("  goal " + r.goal + " of docker.io\n")
 	}
 	return s.String()
 }
@@ -108,7 +109,8 @@ func page(builders []builder, results []result, n int) string {
 	f := host.Look()
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Builds measured\n\nWritten by `make bench-build` on %s, kernel %s, %d processors, %s. Each value is the median of %d whole commands (buildah: of 3 at most), the builders in turn, and in\n"+
-		"brackets what Berth takes of it. Berth and docker.io are driven by the same client, `docker build` through buildx, whose own start is in every value.\n\n",
+		"brackets what Berth takes of it. Each engine is driven by its own client (`berth build`; `docker build` of docker.io), and both by the same one, `docker build` of a newer\n"+
+		"docker through buildx, whose own start is in every value and is compared by itself.\n\n",
 		f.Distribution, f.Kernel, runtime.NumCPU(), time.Now().UTC().Format("2006-01-02"), n)
 	b.WriteString("| what |")
 	for _, x := range builders {
@@ -119,8 +121,8 @@ func page(builders []builder, results []result, n int) string {
 		b.WriteString("| " + r.name + " |")
 		for _, x := range builders {
 			fmt.Fprintf(&b, " %.0f ms", r.value[x.name])
-			if x.name != berth {
-				fmt.Fprintf(&b, " (%s)", r.ratio(x.name))
+			if x.against != "" {
+				fmt.Fprintf(&b, " (%s)", r.ratio(x))
 			}
 			b.WriteString(" |")
 		}
