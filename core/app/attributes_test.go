@@ -31,10 +31,10 @@ func TestAnAttributeWithoutEffectIsNamedWithItsPlace(t *testing.T) {
 	at := func(line int) Position { return Position{File: "c.yaml", Line: line} }
 	a := &App{Sources: map[string]Position{
 		"services": at(1), "services.my.web": at(2), "services.my.web.image": at(3), "services.my.web.provider": at(5),
-		"services.my.web.provider.type": at(6), "services.my.web.networks.front.priority": at(9), "services.my.web.labels.provider": at(10),
+		"services.my.web.provider.type": at(6), "services.my.web.deploy.restart_policy.window": at(9), "services.my.web.labels.provider": at(10),
 		"services.my.web.ports[0].mode": at(11),
 	}}
-	if w := a.Ignored(); len(w) != 1 || !strings.HasPrefix(w[0], "c.yaml:9: services.my.web.networks.front.priority has no effect: ") {
+	if w := a.Ignored(); len(w) != 1 || !strings.HasPrefix(w[0], "c.yaml:9: services.my.web.deploy.restart_policy.window has no effect: ") {
 		t.Errorf("ignored: %q", w)
 	}
 }

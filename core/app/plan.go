@@ -298,11 +298,20 @@ func (p *planner) pullPolicy(s types.ServiceConfig) (policy string, age time.Dur
 	if said := p.in.Policy.Pull; said != "" && said != "policy" {
 		return said, 0
 	}
-	policy, age, err := s.GetPullPolicy()
+	policy, age, err := servicePull(s)
 	if err != nil {
 		return types.PullPolicyMissing, 0 // validated when translated
 	}
 	return policy, age
+}
+
+// servicePull is what a service says itself: pull_refresh_after is the age of
+// its `refresh`.
+func servicePull(s types.ServiceConfig) (policy string, age time.Duration, err error) {
+	if s.PullRefreshAfter != "" && (s.PullPolicy == "" || s.PullPolicy == types.PullPolicyRefresh) {
+		s.PullPolicy = "every_" + s.PullRefreshAfter
+	}
+	return s.GetPullPolicy()
 }
 
 // fetch plans what brings images here. A service with containers waits for the

@@ -137,7 +137,16 @@ func refuse(s types.ServiceConfig) error {
 	case s.CPUCount != 0 || s.CPUPercent != 0:
 		return fmt.Errorf("cpu_count, cpu_percent: they are for Windows; use cpus")
 	}
+	if s.Build != nil && s.Build.Isolation != "" && s.Build.Isolation != "default" {
+		return fmt.Errorf("build.isolation: %s is for Windows", s.Build.Isolation)
+	}
+	if _, _, err := servicePull(s); err != nil {
+		return fmt.Errorf("pull_policy: %w", err)
+	}
 	if d := s.Deploy; d != nil {
+		if r := d.Resources.Reservations; r != nil && len(r.GenericResources) > 0 {
+			return fmt.Errorf("deploy.resources.reservations.generic_resources: none are known on one machine; use devices or gpus")
+		}
 		switch {
 		case d.EndpointMode != "" && d.EndpointMode != "vip" && d.EndpointMode != "dnsrr":
 			return fmt.Errorf("deploy.endpoint_mode: %s is not known", d.EndpointMode)
@@ -464,7 +473,7 @@ func (m *maker) networks(s types.ServiceConfig, w wish, links []string) (mode st
 			return "", nil, fmt.Errorf("%s is not declared", key)
 		}
 		e := container.EndpointSpec{Network: n.Name, Links: links, HasIPAM: true, Aliases: []string{containerName(p.Name, s, w.number, m.sep)}}
-		if w.aliases {
+		if w.aliases && s.Networks[key].ServiceNameAliasEnabled() {
 			e.Aliases = append(e.Aliases, s.Name)
 		}
 		if c := s.Networks[key]; c != nil {
