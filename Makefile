@@ -5,7 +5,7 @@ TIME    ?= $(shell date -u +%Y-%m-%dT%H:%M:%SZ)
 LINK     = -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.buildTime=$(TIME)
 FLAGS    = -trimpath -ldflags "$(LINK)"
 
-.PHONY: build demo test test-tools test-corpus test-library test-peer test-vm check bench bench-build clean install packages test-packages
+.PHONY: build demo test test-tools test-corpus test-library test-peer test-vm check bench bench-build bench-compose clean install packages test-packages
 
 build: packages
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/welcome/rootfs/welcome ./library/welcome
@@ -58,6 +58,10 @@ bench: build
 # Builds, beside docker.io's own BuildKit and buildah where that is installed.
 bench-build: build test-packages test-tools
 	go run ./test/bench/build -bin bin -o docs/bench-build.md
+
+# Applications: `berth compose` beside docker compose v5.6.0 and docker-compose 1.29.2, on both engines. Takes long.
+bench-compose: build test-packages test-tools
+	go run ./test/bench/compose -bin bin -o docs/bench-compose.md
 
 install: build
 	install -D -m 755 -t $(DESTDIR)/usr/local/bin bin/berth bin/berthd bin/berth-keeper bin/containerd-shim-runc-v2
