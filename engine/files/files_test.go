@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -360,6 +362,28 @@ func TestCopyUpFillsAnEmptyFolder(t *testing.T) {
 	if err := f.CopyUp(context.Background(), root, "/nope", dst); err != nil {
 		t.Errorf("from nothing: %v", err)
 	}
+}
+
+func TestManyCopyUpsAtOnceFillAFolderOnce(t *testing.T) {
+	needRoot(t)
+	f, root, dst := engine(t), t.TempDir(), t.TempDir()
+	files := map[string]string{}
+	for i := range 100 {
+		files[fmt.Sprintf("data/%d", i)] = "y"
+	}
+	put(t, root, files)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if err := f.CopyUp(context.Background(), root, "/data", dst); err != nil {
+				t.Error(err)
+			}
+			if got := tree(t, dst); len(got) != len(files) {
+				t.Errorf("a copy was over when %d of %d files were there", len(got), len(files))
+			}
+		})
+	}
+	all.Wait()
 }
 
 func TestAViewShowsMountsAndLeavesNothing(t *testing.T) {

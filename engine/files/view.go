@@ -162,8 +162,17 @@ func (f *Files) CopyUp(ctx context.Context, root, name, dst string) error {
 	if err != nil {
 		return err
 	}
-	there, err := os.ReadDir(dst)
-	if err != nil || len(there) > 0 {
+	// Of containers that are made at once the first fills it, the others wait.
+	folder, err := os.Open(dst)
+	if err != nil {
+		return err
+	}
+	defer folder.Close() // with it goes the lock
+	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", dst, err)
+	}
+	there, err := folder.Readdirnames(1)
+	if err != nil && !errors.Is(err, io.EOF) || len(there) > 0 {
 		return err
 	}
 	reader, writer := io.Pipe()
