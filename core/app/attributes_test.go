@@ -1,7 +1,7 @@
 package app
 
 import (
-	"strings"
+	"slices"
 	"testing"
 
 	"github.com/compose-spec/compose-go/v2/schema"
@@ -27,14 +27,20 @@ func TestEveryAttributeOfTheSpecificationHasAStanding(t *testing.T) {
 	}
 }
 
-func TestAnAttributeWithoutEffectIsNamedWithItsPlace(t *testing.T) {
+func TestAttributesAreFoundWhereTheFilesHaveThem(t *testing.T) {
 	at := func(line int) Position { return Position{File: "c.yaml", Line: line} }
 	a := &App{Sources: map[string]Position{
 		"services": at(1), "services.my.web": at(2), "services.my.web.image": at(3), "services.my.web.provider": at(5),
 		"services.my.web.provider.type": at(6), "services.my.web.deploy.restart_policy.window": at(9), "services.my.web.labels.provider": at(10),
 		"services.my.web.ports[0].mode": at(11),
 	}}
-	if w := a.Ignored(); len(w) != 1 || !strings.HasPrefix(w[0], "c.yaml:9: services.my.web.deploy.restart_policy.window has no effect: ") {
+	if got := a.of(Refused); !slices.Equal(got, []string{"services.my.web.provider"}) {
+		t.Errorf("refused: %q", got)
+	}
+	if got := a.of(Honoured); !slices.Equal(got, []string{"services"}) {
+		t.Errorf("honoured: %q", got)
+	}
+	if w := a.Ignored(); len(w) != 0 {
 		t.Errorf("ignored: %q", w)
 	}
 }

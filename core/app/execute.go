@@ -360,7 +360,9 @@ func (r *run) createVolume(ctx context.Context, s Step) error {
 	}
 	labels := map[string]string{}
 	maps.Copy(labels, v.Labels)
-	labels[LabelVolume], labels[LabelApp], labels[LabelVersion], labels[LabelHash] = s.Key, r.app.Project.Name, ComposeVersion, hash
+	if labels[LabelScope] != ScopeMachine {
+		labels[LabelVolume], labels[LabelApp], labels[LabelVersion], labels[LabelHash] = s.Key, r.app.Project.Name, ComposeVersion, hash
+	}
 	_, err = r.s.o.Volumes.Create(ctx, volume.CreateOptions{Name: v.Name, Driver: v.Driver, Options: v.DriverOpts, Labels: labels})
 	return err
 }

@@ -32,6 +32,14 @@ const (
 	LabelHookIndex    = "com.docker.compose.hook-index"
 )
 
+// LabelScope on a volume of a file says "machine" where it belongs to no
+// application, as the named volumes of the first format: it is made where it
+// is missing, and no `down` removes it.
+const (
+	LabelScope   = "berth.scope"
+	ScopeMachine = "machine"
+)
+
 // ComposeVersion is the docker compose whose labels and hashes are written.
 const ComposeVersion = "5.6.0"
 

@@ -524,7 +524,7 @@ func (p *planner) planVolumes() error {
 			continue
 		}
 		p.volumes[key] = volState{have.Name, ""}
-		if want.External {
+		if want.External || want.Labels[LabelScope] == ScopeMachine {
 			continue
 		}
 		if have.App != p.project.Name {

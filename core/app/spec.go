@@ -220,6 +220,9 @@ func restartPolicy(s types.ServiceConfig) (r container.RestartPolicy) {
 		if n := s.Deploy.RestartPolicy.MaxAttempts; n != nil {
 			r.MaxRetries = int(*n)
 		}
+		if w := s.Deploy.RestartPolicy.Window; w != nil {
+			r.Window = time.Duration(*w)
+		}
 		if r.Name != container.RestartOnFailure {
 			r.MaxRetries = 0
 		}

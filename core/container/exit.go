@@ -67,6 +67,9 @@ func (s *Service) exited(ctx context.Context, e *entry, x Exit) {
 		again = policy && !c.State.StoppedByUser
 		if again {
 			c.State.Status = Restarting
+			if c.Spec.Restart.lasted(ran) {
+				c.State.RestartCount = 0
+			}
 			c.State.RestartCount++
 		}
 		c.State.ExitCode, c.State.OOMKilled, c.State.FinishedAt = x.Code, x.OOMKilled, x.Time
@@ -127,7 +130,7 @@ func (s *Service) restarts(e *entry, c Container, x Exit, ran time.Duration, sto
 	case stopping || c.State.StoppedByUser:
 		return false, 0
 	case p.Name == RestartAlways, p.Name == RestartUnlessStopped:
-	case p.Name == RestartOnFailure && x.Code != 0 && (p.MaxRetries == 0 || c.State.RestartCount < p.MaxRetries):
+	case p.Name == RestartOnFailure && x.Code != 0 && (p.MaxRetries == 0 || c.State.RestartCount < p.MaxRetries || p.lasted(ran)):
 	default:
 		return false, 0
 	}
@@ -138,6 +141,9 @@ func (s *Service) restarts(e *entry, c Container, x Exit, ran time.Duration, sto
 	}
 	return true, e.delay
 }
+
+// lasted says that a run was long enough for the failures before it to be forgotten.
+func (p RestartPolicy) lasted(ran time.Duration) bool { return p.Window > 0 && ran >= p.Window }
 
 func (s *Service) restartAfter(e *entry, delay time.Duration) {
 	wait, cancel := context.WithCancel(s.ctx)

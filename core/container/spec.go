@@ -173,6 +173,9 @@ const (
 type RestartPolicy struct {
 	Name       string // "" and "no" are the same
 	MaxRetries int    // for on-failure; 0 is no limit
+	// Window is how long a run must last to be no failure of those that
+	// MaxRetries counts; 0: every one counts.
+	Window time.Duration
 }
 
 // HealthCheck is a probe run inside the container. Test[0] is "NONE", "CMD"

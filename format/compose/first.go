@@ -13,6 +13,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/transform"
 	"go.yaml.in/yaml/v4"
 
+	"github.com/berth-project/berth/core/app"
 	"github.com/berth-project/berth/lib/fault"
 )
 
@@ -357,7 +358,7 @@ func (f *first) mounts(out map[string]any) {
 		if !found || !volumeName.MatchString(source) {
 			continue
 		}
-		volume := map[string]any{"name": source}
+		volume := map[string]any{"name": source, "labels": map[string]any{app.LabelScope: app.ScopeMachine}}
 		if hasDriver {
 			volume["driver"] = driver
 		}

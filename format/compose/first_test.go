@@ -96,6 +96,8 @@ services:
 volumes:
   data:
     name: data
+    labels:
+      berth.scope: machine
 `
 	if diff := cmp.Diff(want, string(text)); diff != "" {
 		t.Error(diff)
