@@ -29,7 +29,7 @@ func (t *tool) act(ctx context.Context, verb string, services []string, r app.Ac
 
 func (t *tool) actOn(ctx context.Context, a *app.App, project, verb string, services []string, r app.ActRequest) error {
 	project = strings.ToLower(project)
-	r.Services = services
+	r.Services, r.Parallel = services, max(0, t.parallel)
 	if a != nil {
 		d, err := app.NewDocument(a)
 		if err != nil {

@@ -17,6 +17,9 @@ func (t *tool) attachCommand() *cobra.Command {
 		Short: say("Attach local standard input, output, and error streams to a service's running container", "Conecta la entrada y la salida a un contenedor en marcha de un servicio"),
 		Args:  cobra.ExactArgs(1),
 		RunE: t.run(func(ctx context.Context, args []string) error {
+			if err := t.noDryRun("attach"); err != nil {
+				return err
+			}
 			project, err := t.projectName(ctx)
 			if err != nil {
 				return err

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +21,7 @@ import (
 
 type buildOptions struct {
 	push, quiet, pull, noCache, deps, print, check bool
+	toRun                                          bool // an image that runs here is wanted, of one platform
 	args                                           []string
 	ssh, builder, provenance, sbom                 string
 	memory                                         cliopts.MemBytes
@@ -49,6 +49,8 @@ func (t *tool) buildCommand() *cobra.Command {
 	f.StringVar(&o.sbom, "sbom", "", "Add a SBOM attestation")
 	f.BoolVar(&o.noCache, "no-cache", false, "Do not use cache when building the image")
 	f.VarP(&o.memory, "memory", "m", "Set memory limit for the build container. Not supported by BuildKit.")
+	f.StringVar(&t.progress, "progress", "", "Set type of ui output ("+strings.Join(modes, ", ")+")")
+	hide(f, "progress")
 	f.BoolVar(&o.print, "print", false, "Print equivalent bake file")
 	f.BoolVar(&o.check, "check", false, "Check build configuration")
 	for _, old := range []string{"parallel", "compress", "force-rm", "no-rm"} {
@@ -59,13 +61,11 @@ func (t *tool) buildCommand() *cobra.Command {
 }
 
 func (t *tool) build(ctx context.Context, o buildOptions, services []string) error {
-	for flag, given := range map[string]bool{
-		"--ssh": o.ssh != "", "--provenance": o.provenance != "", "--sbom": o.sbom != "", "--print": o.print, "--check": o.check,
-		"--builder": o.builder != "" && o.builder != "default", "--memory": o.memory != 0,
-	} {
-		if given {
-			return fmt.Errorf("%s is not supported by compose build: use docker buildx bake -f %s", flag, "compose.yaml")
-		}
+	if o.print {
+		return t.printBake(ctx, o, services)
+	}
+	if o.memory != 0 {
+		return errors.New("--memory is not supported: BuildKit bounds no single build; the daemon bounds all of them together")
 	}
 	var chosen []string
 	if o.deps {
@@ -120,7 +120,7 @@ func (t *tool) buildFirst(ctx context.Context, o *makeOptions, a *app.App, chose
 				return err
 			}
 		}
-		if err := t.buildOne(ctx, buildOptions{quiet: o.quietBuild}, a.Project, s); err != nil {
+		if err := t.buildOne(ctx, buildOptions{quiet: o.quietBuild, toRun: true}, a.Project, s); err != nil {
 			return fmt.Errorf("build %s: %w", name, err)
 		}
 	}
@@ -176,18 +176,45 @@ func (t *tool) imageName(p *types.Project, s types.ServiceConfig) string {
 	return p.Name + sep + s.Name
 }
 
-// buildOne builds by the engine's builder, as `docker build` asks it to.
+// buildOne builds the image of a service: by the engine's builder, or by buildx
+// where more is wanted than the one can be asked for.
 func (t *tool) buildOne(ctx context.Context, o buildOptions, p *types.Project, s types.ServiceConfig) error {
 	b := s.Build
-	for key, given := range map[string]bool{
-		"additional_contexts": len(b.AdditionalContexts) > 0, "secrets": len(b.Secrets) > 0, "ssh": len(b.SSH) > 0, "cache_to": len(b.CacheTo) > 0,
-		"platforms": len(b.Platforms) > 1, "privileged": b.Privileged, "entitlements": len(b.Entitlements) > 0, "provenance": b.Provenance != "", "sbom": b.SBOM != "",
-	} {
-		if given {
-			return fmt.Errorf("build.%s is not supported by compose build: use docker buildx bake", key)
-		}
+	platforms, err := buildPlatforms(p, s)
+	if err != nil {
+		return err
+	}
+	if o.toRun && len(platforms) > 1 {
+		platforms = nil // the builder takes its own
 	}
 	image := t.imageName(p, s)
+	id := "Image " + image
+	t.screen.on(event{id: id, text: "Building"})
+	if !t.dryRun {
+		if why := o.beyond(b, platforms); why != "" {
+			err = t.bake(ctx, o, p, s, why)
+		} else {
+			err = t.buildHere(ctx, o, p, s, image, platforms)
+		}
+		if err != nil {
+			t.screen.on(event{id: id, state: failed, text: "Error", details: err.Error()})
+			return err
+		}
+	}
+	t.screen.on(event{id: id, state: done, text: "Built"})
+	if !o.push || o.beyond(b, platforms) != "" { // buildx pushes itself
+		return nil
+	}
+	if s.Image == "" {
+		t.screen.on(event{id: s.Name, state: warned, text: "Skipped: service has no image name"})
+		return nil
+	}
+	return t.push(ctx, image, false)
+}
+
+// buildHere builds by the engine's builder, as `docker build` asked it before buildx.
+func (t *tool) buildHere(ctx context.Context, o buildOptions, p *types.Project, s types.ServiceConfig, image string, platforms []string) error {
+	b := s.Build
 	args := []string{"image", "build", "--tag", image}
 	add := func(flag string, values ...string) {
 		for _, v := range values {
@@ -196,10 +223,11 @@ func (t *tool) buildOne(ctx context.Context, o buildOptions, p *types.Project, s
 	}
 	add("--tag", b.Tags...)
 	add("--cache-from", b.CacheFrom...)
-	add("--platform", b.Platforms...)
-	add("--label", labelProject+"="+p.Name, labelService+"="+s.Name, "com.docker.compose.version="+strings.TrimPrefix(Version, "v"))
-	for _, k := range slices.Sorted(maps.Keys(b.Labels)) {
-		add("--label", k+"="+b.Labels[k])
+	add("--platform", platforms...)
+	add("--ulimit", ulimits(b.Ulimits)...)
+	labels := buildLabels(p, s)
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		add("--label", k+"="+labels[k])
 	}
 	for _, k := range slices.Sorted(maps.Keys(b.Args)) {
 		if v := b.Args[k]; v != nil {
@@ -239,32 +267,12 @@ func (t *tool) buildOne(ctx context.Context, o buildOptions, p *types.Project, s
 		}
 		add("--file", f.Name())
 	} else if b.Dockerfile != "" {
-		file := b.Dockerfile
-		if !filepath.IsAbs(file) && !strings.Contains(b.Context, "://") {
-			file = filepath.Join(b.Context, file)
-		}
-		add("--file", file)
+		add("--file", dockerfilePath(b))
 	}
-	id := "Image " + image
-	t.screen.on(event{id: id, text: "Building"})
-	if !t.dryRun {
-		root := &cobra.Command{Use: "docker", SilenceErrors: true, SilenceUsage: true}
-		commands.AddCommands(root, t.docker)
-		root.SetArgs(append(args, "--", b.Context))
-		root.SetOut(t.docker.Out())
-		root.SetErr(t.docker.Err())
-		if err := root.ExecuteContext(ctx); err != nil {
-			t.screen.on(event{id: id, state: failed, text: "Error", details: err.Error()})
-			return err
-		}
-	}
-	t.screen.on(event{id: id, state: done, text: "Built"})
-	if !o.push {
-		return nil
-	}
-	if s.Image == "" {
-		t.screen.on(event{id: s.Name, state: warned, text: "Skipped: service has no image name"})
-		return nil
-	}
-	return t.push(ctx, image, false)
+	root := &cobra.Command{Use: "docker", SilenceErrors: true, SilenceUsage: true}
+	commands.AddCommands(root, t.docker)
+	root.SetArgs(append(args, "--", b.Context))
+	root.SetOut(t.docker.Out())
+	root.SetErr(t.docker.Err())
+	return root.ExecuteContext(ctx)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/errdefs"
 	dockercli "github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -54,12 +55,14 @@ type tool struct {
 	compatibility bool
 	all           bool
 	dryRun        bool
+	verbose       bool
+	quietPull     bool // do not show the layers of images
 }
 
 // New gives the command tree. docker is initialised before any command runs.
 func New(docker command.Cli) *cobra.Command {
 	t := &tool{docker: docker, screen: quiet{}}
-	var version, verbose bool
+	var version bool
 	c := &cobra.Command{
 		Use:   "compose",
 		Short: say("Applications of several containers (Compose)", "Aplicaciones de varios contenedores (Compose)"),
@@ -100,7 +103,7 @@ func New(docker command.Cli) *cobra.Command {
 	f.SetInterspersed(false)
 	t.addFlags(f)
 	f.BoolVarP(&version, "version", "v", false, "Show the Docker Compose version information")
-	f.BoolVar(&verbose, "verbose", false, "Show more output")
+	f.BoolVar(&t.verbose, "verbose", false, "Show more output")
 	c.PersistentFlags().BoolVar(&t.dryRun, "dry-run", false, "Execute command in dry run mode")
 	for _, hidden := range []string{"version", "verbose", "no-ansi", "workdir", "insecure-registry"} {
 		if err := f.MarkHidden(hidden); err != nil {
@@ -148,6 +151,9 @@ func truth(s string) bool {
 
 // prepare completes the global flags from the environment and chooses the screen.
 func (t *tool) prepare(cmd *cobra.Command) error {
+	if t.verbose { // what the libraries that read files and talk to the daemon tell of themselves
+		logrus.SetLevel(logrus.TraceLevel)
+	}
 	root := cmd
 	for root.Name() != "compose" && root.HasParent() {
 		root = root.Parent()
@@ -229,6 +235,14 @@ func (t *tool) run(fn func(ctx context.Context, args []string) error) func(*cobr
 		}
 		return dockercli.StatusError{StatusCode: code, Status: string(b)}
 	}
+}
+
+// noDryRun refuses --dry-run for a command that would have nothing to show.
+func (t *tool) noDryRun(command string) error {
+	if t.dryRun {
+		return fmt.Errorf("%s is not supported in dry-run mode", command)
+	}
+	return nil
 }
 
 // remote is the daemon's native API.

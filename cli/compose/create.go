@@ -19,7 +19,6 @@ import (
 type makeOptions struct {
 	build, noBuild, quietBuild             bool
 	pull                                   string
-	quietPull                              bool
 	removeOrphans                          bool
 	forceRecreate, noRecreate, recreateAll bool
 	renewVolumes                           bool
@@ -128,7 +127,7 @@ func (t *tool) createCommand() *cobra.Command {
 	f.BoolVar(&o.build, "build", false, "Build images before starting containers")
 	f.BoolVar(&o.noBuild, "no-build", false, "Don't build an image, even if it's policy")
 	f.StringVar(&o.pull, "pull", "policy", `Pull image before running ("always"|"missing"|"never"|"build")`)
-	f.BoolVar(&o.quietPull, "quiet-pull", false, "Pull without printing progress information")
+	f.BoolVar(&t.quietPull, "quiet-pull", false, "Pull without printing progress information")
 	f.BoolVar(&o.forceRecreate, "force-recreate", false, "Recreate containers even if their configuration and image haven't changed")
 	f.BoolVar(&o.noRecreate, "no-recreate", false, "If containers already exist, don't recreate them. Incompatible with --force-recreate.")
 	f.BoolVar(&o.removeOrphans, "remove-orphans", truth(envOf("COMPOSE_REMOVE_ORPHANS")), "Remove containers for services not defined in the Compose file")

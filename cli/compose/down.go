@@ -30,7 +30,7 @@ func (t *tool) downCommand() *cobra.Command {
 		ValidArgsFunction: t.completeServices,
 	}
 	cmd.RunE = t.run(func(ctx context.Context, args []string) error {
-		r.Timeout, r.Services = seconds(cmd, timeout), args
+		r.Timeout, r.Services, r.Parallel = seconds(cmd, timeout), args, max(0, t.parallel)
 		a, project, err := t.projectOrName(ctx, args)
 		if err != nil {
 			return err

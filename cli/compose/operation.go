@@ -87,6 +87,9 @@ func (t *tool) show(p app.Progress) {
 		}
 		return
 	}
+	if t.quietPull && p.Action == app.Pull && p.Part != "" {
+		return
+	}
 	if e, ok := eventOf(p); ok {
 		t.screen.on(e)
 	}

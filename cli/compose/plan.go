@@ -3,8 +3,8 @@ package compose
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -185,14 +185,14 @@ func (t *tool) rollbackCommand() *cobra.Command {
 			}
 			number = n
 		}
-		if t.dryRun {
-			return errors.New("rollback has no dry run: " + say("see `berth compose history`", "vea `berth compose history`"))
-		}
 		project, err := t.projectName(ctx)
 		if err != nil {
 			return err
 		}
-		p.Timeout, p.Compatibility = seconds(cmd, timeout), t.compatibility
+		p.Timeout, p.Compatibility, p.Parallel = seconds(cmd, timeout), t.compatibility, max(0, t.parallel)
+		if t.dryRun {
+			return t.pretendRollback(ctx, strings.ToLower(project), number, p)
+		}
 		_, err = t.do(ctx, "rollback", func(ctx context.Context, w remote.Watch) (app.Result, error) {
 			return t.remote().Rollback(ctx, strings.ToLower(project), app.RollbackRequest{Revision: number, Policy: p}, w)
 		})
@@ -218,4 +218,26 @@ func (t *tool) rollbackCommand() *cobra.Command {
 		return beginning(names, toComplete), cobra.ShellCompDirectiveNoFileComp
 	}
 	return cmd
+}
+
+// pretendRollback shows what a return to a revision would do; 0 is the one before the present one.
+func (t *tool) pretendRollback(ctx context.Context, project string, number int, p app.Policy) error {
+	list, err := t.remote().History(ctx, project, true)
+	if err != nil {
+		return err
+	}
+	present := slices.IndexFunc(list, func(r app.Revision) bool { return r.Current })
+	at := slices.IndexFunc(list, func(r app.Revision) bool { return r.Number == number })
+	if number == 0 && present >= 0 {
+		at = present + 1 // latest first
+	}
+	if at < 0 || at >= len(list) || list[at].Document == nil {
+		return fmt.Errorf("%s has no such revision: %s", project, say("take a number of `berth compose history`", "use un número de `berth compose history`"))
+	}
+	plan, err := t.remote().Plan(ctx, app.ApplyRequest{Document: *list[at].Document, Policy: p})
+	if err != nil {
+		return err
+	}
+	t.showPlan("rollback", plan)
+	return nil
 }

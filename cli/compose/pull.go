@@ -1,9 +1,11 @@
 package compose
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -50,7 +52,10 @@ func (t *tool) pullCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r := app.ApplyRequest{Document: d, Auth: t.auths(a), Policy: app.Policy{Services: args, NoDeps: !deps, Pull: policy}}
+			r := app.ApplyRequest{Document: d, Auth: t.auths(a), Policy: app.Policy{Services: args, NoDeps: !deps, Pull: policy, Parallel: max(0, t.parallel)}}
+			if t.dryRun {
+				return t.pretendPull(ctx, r)
+			}
 			_, err = t.do(ctx, "pull", func(ctx context.Context, w remote.Watch) (app.Result, error) { return t.remote().Pull(ctx, r, w) })
 			if err != nil && ignoreFailures && ctx.Err() == nil && !errors.Is(err, remote.ErrNoBerth) {
 				t.warn("%v", err)
@@ -70,4 +75,15 @@ func (t *tool) pullCommand() *cobra.Command {
 	f.BoolVar(&ignoreBuildable, "ignore-buildable", false, "Ignore images that can be built")
 	f.StringVar(&policy, "policy", "", `Apply pull policy ("missing"|"always")`)
 	return cmd
+}
+
+// pretendPull shows which images would be pulled.
+func (t *tool) pretendPull(ctx context.Context, r app.ApplyRequest) error {
+	r.Policy.Pull, r.Policy.NoBuild = cmp.Or(r.Policy.Pull, "always"), true
+	plan, err := t.remote().Plan(ctx, r)
+	if err != nil {
+		return err
+	}
+	t.showPlan("pull", app.Plan{App: plan.App, Steps: slices.DeleteFunc(plan.Steps, func(s app.Step) bool { return s.Action != app.Pull })})
+	return nil
 }

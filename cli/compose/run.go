@@ -85,7 +85,7 @@ func (t *tool) runCommand() *cobra.Command {
 	f.StringVar(&o.pull, "pull", "policy", `Pull image before running ("always"|"missing"|"never")`)
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "Don't print anything to STDOUT")
 	f.BoolVar(&o.quietBuild, "quiet-build", false, "Suppress progress output from the build process")
-	f.BoolVar(&o.quietPull, "quiet-pull", false, "Pull without printing progress information")
+	f.BoolVar(&t.quietPull, "quiet-pull", false, "Pull without printing progress information")
 	f.BoolVar(&o.build, "build", false, "Build image before starting container")
 	f.BoolVar(&o.removeOrphans, "remove-orphans", false, "Remove containers for services not defined in the Compose file")
 	f.BoolVarP(&o.interactive, "interactive", "i", true, "Keep STDIN open even if not attached")

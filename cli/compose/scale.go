@@ -36,7 +36,7 @@ func (t *tool) scaleCommand() *cobra.Command {
 				return t.apply(ctx, "scale", d, a, app.Policy{Services: services, NoDeps: noDeps, Scale: scale, Compatibility: t.isCompatible(a.Project)})
 			}
 			_, err = t.do(ctx, "scale", func(ctx context.Context, w remote.Watch) (app.Result, error) {
-				return t.remote().Scale(ctx, d.Name, app.ScaleRequest{Document: &d, Scale: scale, NoDeps: noDeps}, w)
+				return t.remote().Scale(ctx, d.Name, app.ScaleRequest{Document: &d, Scale: scale, NoDeps: noDeps, Parallel: max(0, t.parallel)}, w)
 			})
 			return err
 		}),

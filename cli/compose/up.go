@@ -78,7 +78,7 @@ aplicación queda como se quiso hasta que se cambie o se retire.`),
 	f.BoolVar(&o.noDeps, "no-deps", false, "Don't start linked services")
 	f.BoolVar(&o.recreateAll, "always-recreate-deps", false, "Recreate dependent containers. Incompatible with --no-recreate.")
 	f.BoolVarP(&o.renewVolumes, "renew-anon-volumes", "V", false, "Recreate anonymous volumes instead of retrieving data from the previous containers")
-	f.BoolVar(&o.quietPull, "quiet-pull", false, "Pull without printing progress information")
+	f.BoolVar(&t.quietPull, "quiet-pull", false, "Pull without printing progress information")
 	f.BoolVar(&o.quietBuild, "quiet-build", false, "Suppress the build output")
 	f.StringArrayVar(&o.attach, "attach", nil, "Restrict attaching to the specified services. Incompatible with --attach-dependencies.")
 	f.StringArrayVar(&o.noAttach, "no-attach", nil, "Do not attach (stream logs) to the specified services")
@@ -149,7 +149,12 @@ func (t *tool) up(ctx context.Context, cmd *cobra.Command, o *upOptions, service
 	if err != nil {
 		return err
 	}
-	u := &session{t: t, o: o, document: d, services: services, attach: to, there: map[string]tracked{}, p: newPrinter(t.docker.Out(), t.color && !o.noColor, !o.noPrefix, o.timestamps)}
+	u := &session{t: t, o: o, document: d, services: services, attach: to, timeout: p.Timeout, there: map[string]tracked{}, p: newPrinter(t.docker.Out(), t.color && !o.noColor, !o.noPrefix, o.timestamps)}
+	if o.watch {
+		if u.watcher, err = t.newWatcher(a, d, services, u.p); err != nil {
+			return err
+		}
+	}
 	return u.run(ctx, app.ApplyRequest{Document: d, Policy: p, Auth: t.auths(a)})
 }
 
@@ -190,6 +195,8 @@ type session struct {
 	document app.Document
 	services []string // named on the command line
 	attach   []string
+	timeout  *int     // seconds a stop may take; nil: the services' own
+	watcher  *watcher // nil without --watch
 	p        *printer
 
 	mu       sync.Mutex
@@ -208,6 +215,8 @@ func (u *session) run(ctx context.Context, r app.ApplyRequest) error {
 	defer signal.Stop(signals)
 	// What is begun here is ended here: the first signal stops the
 	// containers, and only then does the command leave.
+	var watches sync.WaitGroup
+	defer watches.Wait()
 	life, leave := context.WithCancel(context.WithoutCancel(ctx))
 	defer leave()
 	u.aborted = make(chan struct{})
@@ -246,10 +255,18 @@ func (u *session) run(ctx context.Context, r app.ApplyRequest) error {
 				return errors.Join(err, logs.wait(ctx))
 			}
 			applyErr = err
-			m.finish()
+			if u.watcher == nil || u.isStopping() {
+				m.finish()
+				continue
+			}
+			// What is watched is made anew now and then: only a signal, or the exit that ends all, is the end.
+			watches.Go(func() { u.watcher.told("watch", u.watcher.run(life)) })
 		case <-u.aborted:
 			u.aborted = nil
 			stopApplying()
+			if applied == nil {
+				m.finish()
+			}
 			go u.stop(life)
 		case <-interrupted: // by the signal that is coming here too, or by docker, whose plugin this is
 			interrupted = nil
@@ -439,10 +456,7 @@ func (u *session) kill(ctx context.Context) {
 
 // stop stops what the session started.
 func (u *session) stop(ctx context.Context) {
-	r := app.ActRequest{Document: &u.document, Services: u.services}
-	if u.o.timeout > 0 {
-		r.Timeout = &u.o.timeout
-	}
+	r := app.ActRequest{Document: &u.document, Services: u.services, Timeout: u.timeout}
 	_, err := u.t.operate(ctx, func(ctx context.Context, w remote.Watch) (app.Result, error) {
 		return u.t.remote().Act(ctx, u.document.Name, "stop", r, w)
 	}, func(p app.Progress) {

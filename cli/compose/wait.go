@@ -21,6 +21,9 @@ func (t *tool) waitCommand() *cobra.Command {
 		Example: "  berth compose wait migrate\n  berth compose wait --down-project tests",
 		Args:    dockercli.RequiresMinArgs(1),
 		RunE: t.run(func(ctx context.Context, args []string) error {
+			if err := t.noDryRun("wait"); err != nil {
+				return err
+			}
 			_, project, err := t.projectOrName(ctx, nil)
 			if err != nil {
 				return err

@@ -43,6 +43,9 @@ func (t *tool) watchCommand() *cobra.Command {
 		Example: `  berth compose watch
   berth compose watch --no-up web`,
 		RunE: t.run(func(ctx context.Context, args []string) error {
+			if err := t.noDryRun("watch"); err != nil {
+				return err
+			}
 			if quietly {
 				t.screen = quiet{}
 			}

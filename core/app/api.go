@@ -80,8 +80,9 @@ type DownRequest struct {
 	Volumes       bool      `json:"volumes,omitempty"`  // named and anonymous ones
 	Images        string    `json:"images,omitempty"`   // "", "all" or "local" (those without a name of their own)
 	RemoveOrphans bool      `json:"remove_orphans,omitempty"`
-	Timeout       *int      `json:"timeout,omitempty"` // seconds
-	Forget        bool      `json:"forget,omitempty"`  // the history too
+	Timeout       *int      `json:"timeout,omitempty"`  // seconds
+	Forget        bool      `json:"forget,omitempty"`   // the history too
+	Parallel      int       `json:"parallel,omitempty"` // steps at a time; 0 is the daemon's choice
 }
 
 // ActRequest is the body of POST /berth/v1/apps/{app}/{start,stop,restart,pause,unpause,kill,rm}.
@@ -94,7 +95,8 @@ type ActRequest struct {
 	Volumes       bool      `json:"volumes,omitempty"`        // rm: anonymous ones
 	Stop          bool      `json:"stop,omitempty"`           // rm: stop what runs first
 	Wait          bool      `json:"wait,omitempty"`           // start
-	RemoveOrphans bool      `json:"remove_orphans,omitempty"` // kill
+	RemoveOrphans bool      `json:"remove_orphans,omitempty"` // kill: also what is of no service of Document
+	Parallel      int       `json:"parallel,omitempty"`       // steps at a time; 0 is the daemon's choice
 }
 
 // ScaleRequest is the body of POST /berth/v1/apps/{app}/scale. Without a
@@ -104,6 +106,7 @@ type ScaleRequest struct {
 	Scale    map[string]int `json:"scale"`
 	NoDeps   bool           `json:"no_deps,omitempty"`
 	Timeout  *int           `json:"timeout,omitempty"`
+	Parallel int            `json:"parallel,omitempty"` // steps at a time; 0 is the daemon's choice
 }
 
 // RollbackRequest is the body of POST /berth/v1/apps/{app}/rollback.

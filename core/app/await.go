@@ -29,7 +29,7 @@ func (r *run) await(ctx context.Context, s Step, id string) error {
 		}
 		return list
 	}
-	return r.s.until(ctx, r.app.Project.Name, func() (bool, error) {
+	ask := func() (bool, error) {
 		list := of()
 		if len(list) == 0 {
 			return false, fault.Conflictf("service %s has no container", s.Service)
@@ -49,8 +49,29 @@ func (r *run) await(ctx context.Context, s Step, id string) error {
 			all = all && ok
 		}
 		return all, nil
-	})
+	}
+	for {
+		if err := r.s.until(ctx, r.app.Project.Name, ask); err != nil || s.Condition != ConditionRunning {
+			return err
+		}
+		left := time.Duration(0)
+		for _, c := range of() {
+			left = max(left, steadyTime-time.Since(c.State.StartedAt))
+		}
+		if left <= 0 {
+			return nil
+		}
+		select {
+		case <-time.After(left):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
+
+// steadyTime is how long a container must have run to be called running by who
+// waits for it: what ends at once has ended by then.
+const steadyTime = 500 * time.Millisecond
 
 func started(service string, list []container.Container) (bool, error) {
 	all := true

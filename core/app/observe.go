@@ -118,7 +118,7 @@ func (a *App) platform(own string) string {
 func observed(c container.Container, networks map[string]string) ObservedContainer {
 	l := c.Spec.Labels
 	o := ObservedContainer{
-		ID: string(c.ID), Name: c.Name, Service: l[LabelService], OneOff: l[LabelOneOff] == "True", Hook: l[LabelHook], Hash: l[LabelHash], Image: l[LabelImage], ImageVolumes: l[LabelImageVolumes],
+		ID: string(c.ID), Name: c.Name, Service: l[LabelService], OneOff: l[LabelOneOff] == "True", Hook: l[LabelHook], Hash: l[LabelHash], Image: l[LabelImage], ImageID: c.ImageID, ImageVolumes: l[LabelImageVolumes],
 		State: string(c.State.Status), ExitCode: c.State.ExitCode, Created: c.Created, Labels: l,
 	}
 	o.Number, _ = strconv.Atoi(l[LabelNumber])

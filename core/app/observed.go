@@ -28,6 +28,7 @@ type ObservedContainer struct {
 	Hook         string            `json:"hook,omitempty"` // a runner of this lifecycle hook
 	Hash         string            `json:"hash"`
 	Image        string            `json:"image"` // digest recorded when it was made
+	ImageID      string            `json:"image_id,omitempty"`
 	ImageVolumes string            `json:"image_volumes,omitempty"`
 	State        string            `json:"state"`            // created, running, paused, restarting, exited, dead
 	Health       string            `json:"health,omitempty"` // starting, healthy, unhealthy
@@ -78,9 +79,12 @@ func imageOf(i image.Image) Image {
 // digest of the manifest where the engine tells it, as ours does.
 func (i Image) label() string { return cmp.Or(i.Digest, i.ID) }
 
-// is tells whether a container that recorded label was made from this image:
-// older docker composes record the configuration's id.
-func (i Image) is(label string) bool { return label == i.ID || label == i.label() }
+// is tells whether a container was made from this image: by what was recorded
+// with it (older docker composes record the configuration's id), or by the image
+// it has, for a push may give an image another manifest.
+func (i Image) is(c ObservedContainer) bool {
+	return c.Image == i.ID || c.Image == i.label() || c.ImageID == i.ID && i.ID != ""
+}
 
 // sort brings an observation into the one order that plans are made from.
 func (o *Observed) sort() {

@@ -197,7 +197,13 @@ func MakeAct(o Observed, a *App, verb string, r ActRequest) (Plan, error) {
 	if err := x.check(r.Services); err != nil {
 		return Plan{}, err
 	}
-	wanted := func(name string) bool { return len(r.Services) == 0 || slices.Contains(r.Services, name) }
+	wanted := func(name string) bool {
+		if len(r.Services) > 0 {
+			return slices.Contains(r.Services, name)
+		}
+		// What the file does not have is not meant, unless it is asked for.
+		return r.Document == nil || a == nil || r.RemoveOrphans || a.Project.Services[name].Name != ""
+	}
 	chosen := map[string]bool{}
 	for name := range x.g {
 		chosen[name] = wanted(name)
@@ -230,7 +236,7 @@ func MakeAct(o Observed, a *App, verb string, r ActRequest) (Plan, error) {
 			}
 		}
 		for _, c := range o.Containers {
-			if c.Service == name && c.Hook == "" && (!c.OneOff || verb == "rm" || verb == "kill") {
+			if c.Service == name && c.Hook == "" && (!c.OneOff || verb == "kill") {
 				ends[name] = append(ends[name], x.act(verb, c, r, after)...)
 			}
 		}

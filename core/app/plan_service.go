@@ -231,7 +231,7 @@ func (v *serviceView) obsolete(c ObservedContainer) string {
 	if c.Hash != v.hash {
 		return "the configuration has changed"
 	}
-	if image, ok := v.in.Observed.Images[v.imageName(v.s)]; ok && !image.is(c.Image) {
+	if image, ok := v.in.Observed.Images[v.imageName(v.s)]; ok && !image.is(c) {
 		return "the image " + v.imageName(v.s) + " has changed"
 	}
 	resolved := v.s

@@ -678,9 +678,9 @@ func (s *Service) known(ctx context.Context, name string, given *Document) (*App
 }
 
 // walkPlan runs a plan of containers that are there.
-func (s *Service) walkPlan(ctx context.Context, op *operation, a *App, sep string, plan Plan) error {
+func (s *Service) walkPlan(ctx context.Context, op *operation, a *App, sep string, parallel int, plan Plan) error {
 	op.tell(Progress{Plan: &plan})
-	walk := s.walker(op, a, Policy{})
+	walk := s.walker(op, a, Policy{Parallel: parallel})
 	walk.sep, walk.plan = sep, plan
 	return walk.walk(ctx)
 }
@@ -732,7 +732,7 @@ func (s *Service) down(ctx context.Context, op *operation, name string, a *App, 
 	if len(r.Services) == 0 {
 		s.clock.set(name, nil)
 	}
-	if err := s.walkPlan(ctx, op, a, separator(rec.Compatibility), plan); err != nil {
+	if err := s.walkPlan(ctx, op, a, separator(rec.Compatibility), r.Parallel, plan); err != nil {
 		// What failed is not tried again by a later daemon, when nobody
 		// expects it; what a stop of this one interrupted is.
 		if known && s.ctx.Err() == nil {
@@ -788,7 +788,7 @@ func (s *Service) Act(ctx context.Context, name, verb string, r ActRequest) (str
 		if err := s.noteAct(ctx, rec, a, o, plan, verb, r); err != nil {
 			return word(err)
 		}
-		err = s.walkPlan(ctx, op, a, separator(rec.Compatibility), plan)
+		err = s.walkPlan(ctx, op, a, separator(rec.Compatibility), r.Parallel, plan)
 		if err == nil && r.Wait && a != nil {
 			err = s.waitAll(ctx, s.walker(op, a, Policy{Services: r.Services, NoDeps: r.NoDeps}))
 		}
@@ -898,7 +898,7 @@ func (s *Service) Scale(ctx context.Context, name string, r ScaleRequest) (strin
 	if err != nil {
 		return "", err
 	}
-	policy := Policy{Services: slices.Sorted(maps.Keys(r.Scale)), Scale: r.Scale, NoDeps: r.NoDeps, Timeout: r.Timeout, Compatibility: rec.Compatibility, NoBuild: true}
+	policy := Policy{Services: slices.Sorted(maps.Keys(r.Scale)), Scale: r.Scale, NoDeps: r.NoDeps, Timeout: r.Timeout, Compatibility: rec.Compatibility, NoBuild: true, Parallel: r.Parallel}
 	op, err := s.begin(name, "scale", func(ctx context.Context, op *operation) Result {
 		// Others may have changed the wish while this one waited.
 		if r.Document == nil {

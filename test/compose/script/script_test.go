@@ -122,6 +122,7 @@ func (s *scripts) setup(env *testscript.Env) error {
 	// The real clients: docker compose v5.6.0 and docker-compose 1.29.2; "" where one is missing.
 	env.Setenv("COMPOSE5", found(filepath.Join(os.Getenv("BERTH_TEST_BIN"), "tools", "docker-compose")))
 	env.Setenv("COMPOSE1", found("/usr/bin/docker-compose"))
+	env.Setenv("BUILDX", found(filepath.Join(os.Getenv("BERTH_TEST_BIN"), "tools", "docker-buildx")))
 	env.Defer(func() { s.engine.RemoveAll(fmt.Sprintf(`{"label":["com.docker.compose.project=%s"]}`, id)) })
 	return nil
 }
@@ -149,11 +150,13 @@ func found(path string) string {
 	return path
 }
 
-// condition tells of the real clients: [compose5], [compose1]. They skip by themselves where they are missing.
+// condition tells of the real clients: [compose5], [compose1], [buildx]. Scripts skip by themselves where they are missing.
 func condition(cond string) (bool, error) {
 	switch cond {
 	case "compose5":
 		return found(filepath.Join(os.Getenv("BERTH_TEST_BIN"), "tools", "docker-compose")) != "", nil
+	case "buildx":
+		return found(filepath.Join(os.Getenv("BERTH_TEST_BIN"), "tools", "docker-buildx")) != "", nil
 	case "compose1":
 		return found("/usr/bin/docker-compose") != "", nil
 	}
