@@ -174,6 +174,9 @@ func (r *run) settle(ctx context.Context, s Step, id string) error {
 		if c.State.Status == container.Restarting || c.State.RestartCount > 0 {
 			return false, fault.Conflictf("container %s exited (%d) and is started again%s", c.Name, c.State.ExitCode, r.s.lastWords(ctx, c))
 		}
+		if c.State.Status == container.Exited && c.State.ExitCode == 0 {
+			return true, nil // it was to do something once, and has
+		}
 		h := c.Spec.Health
 		checked = h != nil && len(h.Test) > 0 && h.Test[0] != "NONE"
 		ok, err := r.healthy(ctx, c, false)

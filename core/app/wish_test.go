@@ -106,7 +106,7 @@ func back(env string, sick bool, rollback *types.UpdateConfig) *App {
 	v.Deploy.UpdateConfig.FailureAction = "rollback"
 	v.Deploy.RollbackConfig = rollback
 	if sick {
-		v.Command = types.ShellCommand{"once"}
+		v.Command = types.ShellCommand{"broken"}
 	}
 	a.Project.Services["web"] = v
 	return a

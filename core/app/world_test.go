@@ -261,8 +261,8 @@ func (w *world) Start(_ context.Context, id string) error {
 		if h := c.Spec.Health; h != nil {
 			c.State.Health = &container.Health{Status: "healthy"}
 		}
-		if slices.Equal(c.Spec.Cmd, []string{"once"}) {
-			c.State.Status = container.Exited
+		if once, broken := slices.Equal(c.Spec.Cmd, []string{"once"}), slices.Equal(c.Spec.Cmd, []string{"broken"}); once || broken {
+			c.State.Status, c.State.ExitCode = container.Exited, map[bool]int{broken: 1}[true]
 			rest(c)
 		}
 		return nil

@@ -25,7 +25,7 @@ func TestTheSameAddressHasTheSameMAC(t *testing.T) {
 	if a, b := mac("", "fd00::2/64"), mac("", "fd00::2/64"); a != b || a == mac("", "fd00::3/64") {
 		t.Error(a, b)
 	}
-	if mac("", "") == mac("", "") {
+	if a, b := mac("", ""), mac("", ""); a == b {
 		t.Error("without an address two interfaces have one MAC")
 	}
 }
