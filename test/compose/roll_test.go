@@ -224,7 +224,7 @@ func onlyAnonymous(list string) bool {
 	return true
 }
 
-// settle waits for all operations of the daemon.
+// settle waits for all operations of the application.
 func (w *world) settle() {
 	w.t.Helper()
 	list, err := w.c.Operations(context.Background())
@@ -232,6 +232,9 @@ func (w *world) settle() {
 		w.t.Fatal(err)
 	}
 	for _, o := range list {
+		if o.App != w.name {
+			continue
+		}
 		if r, err := w.c.Follow(context.Background(), o.ID, 0, nil); err != nil {
 			w.t.Errorf("%s: %v (%+v)", o.Verb, err, r)
 		}
