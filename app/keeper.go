@@ -44,7 +44,7 @@ func pipes(p keeper.Pipes) container.Pipes {
 
 func (p *keeperPort) Create(ctx context.Context, id string, s *specs.Spec, w task.Streams) (task.Started, error) {
 	st, files, err := p.c.Create(ctx, keeper.CreateRequest{ID: id, Spec: s, Streams: keeper.StreamSet(w), Systemd: p.systemd})
-	return task.Started{Pid: st.Pid, Pipes: pipes(files), Cgroups: st.Cgroups}, err
+	return task.Started{Pid: st.Pid, StartTime: st.StartTime, Pipes: pipes(files), Cgroups: st.Cgroups}, err
 }
 
 func (p *keeperPort) Exec(ctx context.Context, id, exec string, s *specs.Process, w task.Streams) (task.Started, error) {
@@ -94,7 +94,7 @@ func (p *keeperPort) List(ctx context.Context) ([]task.Process, error) {
 	all, err := p.c.List(ctx)
 	var list []task.Process
 	for _, x := range all {
-		one := task.Process{Task: container.Task{ID: container.ID(x.ID), Pid: x.Pid, Status: container.Status(x.Status)}, ExecID: x.Exec, Cgroups: x.Cgroups}
+		one := task.Process{Task: container.Task{ID: container.ID(x.ID), Pid: x.Pid, Status: container.Status(x.Status)}, StartTime: x.StartTime, ExecID: x.Exec, Cgroups: x.Cgroups}
 		if x.Exit != nil {
 			one.Exit = exit(*x.Exit)
 		}

@@ -77,6 +77,7 @@ type State struct {
 	Ports         []Binding  // what is published now
 	SandboxID     string
 	NetNS         string // path of the network namespace; "" when not running
+	VolumesToo    bool   // while it is removed: its anonymous volumes go with it
 }
 
 // Health is the result of the latest probes.

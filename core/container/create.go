@@ -74,12 +74,19 @@ func (s *Service) Create(ctx context.Context, spec Spec, o CreateOptions) (id ID
 		return "", nil, err
 	}
 	undo = append(undo, func() { s.tolerate(s.o.RootFS.Remove(context.WithoutCancel(ctx), c.ID), "root not removed", c.ID) })
-	made, err := s.resolveMounts(ctx, &c)
+	held, made, err := s.resolveMounts(ctx, &c)
 	undo = append(undo, func() {
 		for _, name := range made {
 			s.tolerate(s.o.Volumes.Remove(context.WithoutCancel(ctx), name), "volume not removed", c.ID)
 		}
 	})
+	// Until the container is known as their user, or they are to be removed.
+	letGo := func() {
+		for _, name := range held {
+			s.tolerate(s.o.Volumes.Unmount(context.WithoutCancel(ctx), name, c.ID), "volume not given back", c.ID)
+		}
+	}
+	undo = append(undo, letGo)
 	if err != nil {
 		return "", nil, err
 	}
@@ -94,6 +101,7 @@ func (s *Service) Create(ctx context.Context, spec Spec, o CreateOptions) (id ID
 	e := &entry{execs: map[string]*execution{}}
 	e.snap.Store(&c)
 	s.add(e)
+	letGo()
 	s.publish(c, "create")
 	return c.ID, warnings, nil
 }
@@ -275,21 +283,34 @@ func (s *Service) resolveOthers(spec *Spec) error {
 }
 
 // resolveMounts gives every wanted mount its place on the host and fills new
-// volumes from the image. It returns the anonymous volumes that it made.
-func (s *Service) resolveMounts(ctx context.Context, c *Container) (made []string, err error) {
+// volumes from the image. It returns the volumes that are held for the
+// container, and the anonymous ones that it made.
+func (s *Service) resolveMounts(ctx context.Context, c *Container) (held, made []string, err error) {
 	wanted := slices.Clone(c.Spec.Mounts)
 	inherited, err := s.volumesFrom(c.Spec.VolumesFrom, wanted)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	for _, p := range inherited {
+		if p.Type != MountVolume {
+			continue
+		}
+		if err := s.o.Volumes.Hold(p.Name, c.ID); err != nil {
+			return held, nil, err
+		}
+		held = append(held, p.Name)
 	}
 	var fresh []MountPoint
 	for _, m := range wanted {
 		p, anonymous, err := s.mountPoint(ctx, c, m, inherited)
 		if err != nil {
-			return made, err
+			return held, made, err
 		}
 		if p == nil {
 			continue
+		}
+		if p.Type == MountVolume {
+			held = append(held, p.Name)
 		}
 		if anonymous {
 			made = append(made, p.Name)
@@ -300,7 +321,7 @@ func (s *Service) resolveMounts(ctx context.Context, c *Container) (made []strin
 		c.Mounts = append(c.Mounts, *p)
 	}
 	c.Mounts = append(c.Mounts, inherited...)
-	return made, s.copyUp(ctx, *c, fresh)
+	return held, made, s.copyUp(ctx, *c, fresh)
 }
 
 func (s *Service) mountPoint(ctx context.Context, c *Container, m Mount, inherited []MountPoint) (p *MountPoint, anonymous bool, err error) {
@@ -329,7 +350,7 @@ func (s *Service) mountPoint(ctx context.Context, c *Container, m Mount, inherit
 		if driver == "" {
 			driver = c.Spec.VolumeDriver
 		}
-		v, err := s.o.Volumes.Ensure(ctx, m.Source, driver, m.VolumeOptions, m.VolumeLabels, m.Source == "")
+		v, err := s.o.Volumes.Ensure(ctx, m.Source, driver, m.VolumeOptions, m.VolumeLabels, m.Source == "", c.ID)
 		if err != nil {
 			return nil, false, err
 		}
@@ -391,12 +412,9 @@ func (s *Service) copyUp(ctx context.Context, c Container, points []MountPoint) 
 		return err
 	}
 	for _, p := range points {
-		dst, err := s.o.Volumes.Mount(ctx, p.Name, c.ID)
-		if err == nil {
-			err = s.o.Files.CopyUp(ctx, root, p.Destination, dst)
-			err = errors.Join(err, s.o.Volumes.Unmount(ctx, p.Name, c.ID))
-		}
-		if err != nil {
+		if err := s.o.Volumes.Fill(ctx, p.Name, c.ID, func(into func() (string, error)) error {
+			return s.o.Files.CopyUp(ctx, root, p.Destination, into)
+		}); err != nil {
 			return errors.Join(fmt.Errorf("copy image's files to volume %s: %w", p.Name, err), s.o.RootFS.Unmount(context.WithoutCancel(ctx), c.ID))
 		}
 	}

@@ -17,6 +17,13 @@ import (
 // ended: its descendants may hold the pipes for ever.
 const execDrain = time.Second
 
+// How long an exec is remembered that nobody asks for: after its end, and
+// before a start that does not come.
+const (
+	execMemory = 5 * time.Minute
+	execUnused = time.Hour
+)
+
 // execution is one exec.
 type execution struct {
 	s *Service
@@ -27,6 +34,7 @@ type execution struct {
 	started bool
 	pipes   Pipes
 	ended   chan struct{}
+	memory  *time.Timer // forgets it; nil while it runs
 }
 
 func itoa(n uint16) string { return strconv.Itoa(int(n)) }
@@ -52,6 +60,7 @@ func (s *Service) ExecCreate(_ context.Context, id string, spec ExecSpec) (strin
 		return "", err
 	}
 	x := &execution{s: s, e: e, x: Exec{ID: newID(), ContainerID: c.ID, Spec: spec}, ended: make(chan struct{})}
+	x.remember(execUnused)
 	s.mu.Lock()
 	s.execs[x.x.ID] = x
 	s.mu.Unlock()
@@ -95,6 +104,8 @@ func (s *Service) ExecStart(ctx context.Context, id string, detach bool, size *[
 		return nil, fault.Conflictf("Error: Exec command %s has already run", id)
 	}
 	x.started = true
+	x.memory.Stop()
+	x.memory = nil
 	spec := x.x.Spec
 	x.mu.Unlock()
 	if size != nil {
@@ -112,6 +123,7 @@ func (s *Service) ExecStart(ctx context.Context, id string, detach bool, size *[
 		}
 		x.mu.Lock()
 		x.x.ExitCode = &code
+		x.remember(execMemory)
 		x.mu.Unlock()
 		return nil, err
 	}
@@ -229,6 +241,30 @@ func (x *execution) end(code int) {
 	}
 	x.x.ExitCode, x.x.Running, x.x.CanRemove = &code, false, true
 	close(x.ended)
+	x.remember(execMemory)
+}
+
+// remember keeps an exec that does not run for so long from now on. mu is held.
+func (x *execution) remember(long time.Duration) {
+	if x.memory != nil {
+		x.memory.Reset(long)
+		return
+	}
+	x.memory = time.AfterFunc(long, func() {
+		x.mu.Lock()
+		running := x.started && x.x.ExitCode == nil
+		x.started = true // too late for a start
+		x.mu.Unlock()
+		if running {
+			return // it was started at the last moment
+		}
+		x.s.mu.Lock()
+		delete(x.s.execs, x.x.ID)
+		x.s.mu.Unlock()
+		x.e.mu.Lock()
+		delete(x.e.execs, x.x.ID)
+		x.e.mu.Unlock()
+	})
 }
 
 // ExecGet tells of an exec.
@@ -239,6 +275,9 @@ func (s *Service) ExecGet(_ context.Context, id string) (Exec, error) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if x.x.ExitCode != nil {
+		x.remember(execMemory)
+	}
 	return x.x, nil
 }
 

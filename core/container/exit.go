@@ -42,7 +42,7 @@ func (s *Service) exited(ctx context.Context, e *entry, x Exit) {
 		return // told before
 	}
 	e.mu.Lock()
-	stream, ended, stopping := e.stream, e.ended, e.stopping
+	stream, ended, stopping, kept := e.stream, e.ended, e.stopping, e.kept
 	e.stream = nil
 	if e.cancel != nil {
 		e.cancel()
@@ -99,10 +99,8 @@ func (s *Service) exited(ctx context.Context, e *entry, x Exit) {
 	switch {
 	case again:
 		s.restartAfter(e, delay)
-	case c.Spec.AutoRemove:
-		s.background(func(ctx context.Context) {
-			s.tolerate(s.remove(context.WithoutCancel(ctx), e, RemoveOptions{Volumes: true}), "container not removed", c.ID)
-		})
+	case c.Spec.AutoRemove && !kept:
+		s.background(func(ctx context.Context) { s.removeByItself(context.WithoutCancel(ctx), e) })
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/moby/sys/user"
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/lib/fault"
 )
@@ -29,7 +28,7 @@ func (s *Service) rooted(ctx context.Context, id string, f func(c Container, roo
 		return err
 	}
 	c := *e.snap.Load()
-	if root := live(c); root != nil {
+	if root := s.live(c); root != nil {
 		err = errors.Join(f(c, fmt.Sprintf("/proc/self/fd/%d", root.Fd())), root.Close())
 	} else {
 		err = s.viewed(ctx, c, func(root string) error { return f(c, root) })
@@ -43,11 +42,11 @@ func (s *Service) rooted(ctx context.Context, id string, f func(c Container, roo
 
 // live holds the root of a running container: it stays readable if the
 // container ends meanwhile. Of one that has just ended there is none.
-func live(c Container) *os.File {
+func (s *Service) live(c Container) *os.File {
 	if !c.alive() {
 		return nil
 	}
-	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", c.State.Pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	root, err := s.o.Runtime.Root(c.ID)
 	if err != nil {
 		return nil
 	}

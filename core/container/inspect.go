@@ -316,12 +316,16 @@ func (s *Service) Connect(ctx context.Context, id string, spec EndpointSpec) err
 	spec.Network = name
 	probe := c
 	probe.Spec.Endpoints = append(c.endpoints(), spec)
+	if c.Spec.NetworkMode == "none" && !slices.ContainsFunc(c.endpoints(), func(e EndpointSpec) bool { return e.Network == "none" }) {
+		probe.Spec.NetworkMode = name // it was taken off "none", which would be alone
+	}
 	if err := s.o.Networks.Check(ctx, probe); err != nil {
 		return err
 	}
 	var endpoint Endpoint
+	var ports []Binding
 	if c.alive() {
-		if endpoint, err = s.o.Networks.Connect(ctx, c, spec); err != nil {
+		if endpoint, ports, err = s.o.Networks.Connect(ctx, c, spec); err != nil {
 			return err
 		}
 	}
@@ -329,6 +333,7 @@ func (s *Service) Connect(ctx context.Context, id string, spec EndpointSpec) err
 		c.Spec.Endpoints, c.Spec.OffNetworks = probe.Spec.Endpoints, false
 		if c.alive() {
 			c.State.Endpoints = append(append([]Endpoint(nil), c.State.Endpoints...), endpoint)
+			c.State.Ports = ports
 		}
 	})
 	_ = networkID
@@ -373,8 +378,9 @@ func (s *Service) Disconnect(ctx context.Context, id, network string, force bool
 	if !on {
 		return fault.Forbiddenf("container %s is not connected to network %s", c.ID, name)
 	}
+	var ports []Binding
 	if c.alive() {
-		if err := s.o.Networks.Disconnect(ctx, c, networkID, force); err != nil {
+		if ports, err = s.o.Networks.Disconnect(ctx, c, networkID, force); err != nil {
 			return err
 		}
 	}
@@ -391,7 +397,7 @@ func (s *Service) Disconnect(ctx context.Context, id, network string, force bool
 				live = append(live, x)
 			}
 		}
-		c.Spec.Endpoints, c.State.Endpoints = specs, live
+		c.Spec.Endpoints, c.State.Endpoints, c.State.Ports = specs, live, ports
 		c.Spec.OffNetworks = len(specs) == 0
 	})
 	return s.save(e)

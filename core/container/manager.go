@@ -100,6 +100,7 @@ type entry struct {
 	cancel   context.CancelFunc
 	delay    time.Duration // of the next restart
 	stopping bool          // a stop or kill was asked for
+	kept     bool          // its end is a step of a restart: it is not removed by itself
 	mounted  bool          // root and volumes are held
 	execs    map[string]*execution
 }
@@ -206,17 +207,21 @@ func (s *Service) forget(e *entry) {
 		s.sorted = slices.Delete(s.sorted, i, i+1)
 	}
 	for _, m := range c.Mounts {
-		if m.Type != MountVolume {
-			continue
-		}
-		if delete(s.users[m.Name], c.ID); len(s.users[m.Name]) == 0 {
-			delete(s.users, m.Name)
+		if m.Type == MountVolume {
+			s.unuse(m.Name, c.ID)
 		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for id := range e.execs {
 		delete(s.execs, id)
+	}
+}
+
+// unuse takes a container from the users of a volume. mu is held.
+func (s *Service) unuse(volume string, id ID) {
+	if delete(s.users[volume], id); len(s.users[volume]) == 0 {
+		delete(s.users, volume)
 	}
 }
 

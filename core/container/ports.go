@@ -108,6 +108,9 @@ type Runtime interface {
 	Resume(ctx context.Context, id ID) error
 	Update(ctx context.Context, c Container, r Resources) error
 	Pids(ctx context.Context, id ID) ([]int, error)
+	// Root opens the root of a running container as its first process sees it;
+	// it stays readable when the container ends.
+	Root(id ID) (*os.File, error)
 	Stats(ctx context.Context, c Container) (Stats, error)
 	// Delete forgets an exited process, killing what may still run of it.
 	Delete(ctx context.Context, id ID, execID string) error
@@ -156,9 +159,10 @@ type Files interface {
 	View(root string, readOnly bool, mounts []BundleMount) (path string, close func() error, err error)
 	// ReadFile reads a small file (passwd, group), at most limit bytes.
 	ReadFile(root, path string, limit int64) ([]byte, error)
-	// CopyUp fills an empty folder dst on the host from path in the root,
-	// keeping owner and mode of the folder itself.
-	CopyUp(ctx context.Context, root, path, dst string) error
+	// CopyUp fills a folder on the host from path in the root, keeping owner
+	// and mode of the folder itself. into gives the folder, and is asked for it
+	// only where the root has something at path.
+	CopyUp(ctx context.Context, root, path string, into func() (dir string, err error)) error
 }
 
 // UntarOptions say how an archive is extracted.
@@ -235,10 +239,11 @@ type Networks interface {
 	Open(ctx context.Context, c Container) (Sandbox, error)
 	// Close takes all that down. Closing what is not open is no error.
 	Close(ctx context.Context, c Container) error
-	// Connect and Disconnect change a running container; the service keeps
-	// the result in Spec.Endpoints and State.Endpoints.
-	Connect(ctx context.Context, c Container, e EndpointSpec) (Endpoint, error)
-	Disconnect(ctx context.Context, c Container, network string, force bool) error
+	// Connect and Disconnect change a running container and give what is
+	// published then; the service keeps the result in Spec.Endpoints,
+	// State.Endpoints and State.Ports.
+	Connect(ctx context.Context, c Container, e EndpointSpec) (Endpoint, []Binding, error)
+	Disconnect(ctx context.Context, c Container, network string, force bool) ([]Binding, error)
 	// Resolve gives the id and name of a network that exists.
 	Resolve(ctx context.Context, nameOrID string) (id, name string, err error)
 	// Renamed tells that names of a running container have changed.
@@ -266,8 +271,14 @@ type Sandbox struct {
 
 // Volumes gives storage that outlives containers.
 type Volumes interface {
-	// Ensure gives the named volume, making it where it is not there.
-	Ensure(ctx context.Context, name, driver string, options, labels map[string]string, anonymous bool) (Volume, error)
+	// Ensure gives the named volume, making it where it is not there. Nobody
+	// removes it until user gives it back by Unmount.
+	Ensure(ctx context.Context, name, driver string, options, labels map[string]string, anonymous bool, user ID) (Volume, error)
+	// Hold does so with a volume that is there.
+	Hold(name string, user ID) error
+	// Fill gives an empty volume its first content: all that write writes into
+	// the folder that it asks for, or nothing.
+	Fill(ctx context.Context, name string, user ID, write func(into func() (dir string, err error)) error) error
 	// Mount gives the path on the host of a volume while user holds it.
 	Mount(ctx context.Context, name string, user ID) (path string, err error)
 	Unmount(ctx context.Context, name string, user ID) error

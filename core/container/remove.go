@@ -46,7 +46,7 @@ func (s *Service) remove(ctx context.Context, e *entry, o RemoveOptions) error {
 		return fault.Conflictf("cannot remove container %q: container is running: stop the container before removing or force remove", "/"+c.Name)
 	}
 	// A daemon that is killed from here on goes on with it when it is back.
-	removing := e.change(func(c *Container) { c.State.Status = Removing })
+	removing := e.change(func(c *Container) { c.State.Status, c.State.VolumesToo = Removing, o.Volumes })
 	s.tolerate(s.o.Store.NoteContainer(ctx, removing), "container not saved", c.ID)
 	fail := func(err error) error {
 		e.change(func(c *Container) { c.State.Status = Dead; c.State.Error = err.Error() })
@@ -60,18 +60,14 @@ func (s *Service) remove(ctx context.Context, e *entry, o RemoveOptions) error {
 	if err := removeAll(s.folder(c.ID)); err != nil {
 		return fail(err)
 	}
+	if o.Volumes {
+		s.removeVolumes(ctx, *c)
+	}
 	if err := s.o.Store.DeleteContainer(ctx, c.ID); err != nil {
 		return fail(err)
 	}
 	s.o.Runtime.Release(*c)
 	s.forget(e)
-	for _, p := range c.Mounts {
-		if p.Type == MountVolume && p.Anonymous && o.Volumes {
-			if err := s.o.Volumes.Remove(ctx, p.Name); err != nil && !errors.Is(err, fault.ErrConflict) && !errors.Is(err, fault.ErrNotFound) {
-				s.tolerate(err, "volume not removed", c.ID)
-			}
-		}
-	}
 	s.publish(*c, "destroy")
 	e.mu.Lock()
 	pending := e.pending
@@ -82,6 +78,23 @@ func (s *Service) remove(ctx context.Context, e *entry, o RemoveOptions) error {
 	}
 	s.notify(e, WaitResult{ExitCode: c.State.ExitCode}, WaitRemoved, WaitNextExit, WaitNotRunning)
 	return nil
+}
+
+// removeVolumes takes away the volumes that were made for a container, before
+// it is forgotten: a daemon that is killed meanwhile must find them. Those that
+// another container uses stay.
+func (s *Service) removeVolumes(ctx context.Context, c Container) {
+	for _, p := range c.Mounts {
+		if p.Type != MountVolume || !p.Anonymous {
+			continue
+		}
+		s.mu.Lock()
+		s.unuse(p.Name, c.ID)
+		s.mu.Unlock()
+		if err := s.o.Volumes.Remove(ctx, p.Name); !errors.Is(err, fault.ErrConflict) && !errors.Is(err, fault.ErrNotFound) {
+			s.tolerate(err, "volume not removed", c.ID)
+		}
+	}
 }
 
 // Rename gives a container another name.

@@ -99,11 +99,12 @@ func (s *Service) restoreOne(ctx context.Context, e *entry, t Task, known bool) 
 	c := *e.snap.Load()
 	switch {
 	case known && t.Status == Created:
-		// Its daemon died before the program ran: the start never was.
+		// Its daemon died before the program ran: the start never was, and has failed.
 		s.tolerate(s.o.Runtime.Delete(ctx, c.ID, ""), "process not removed", c.ID)
 		e.mounted = true
 		s.closeRun(ctx, e, c)
 		e.change(func(c *Container) { c.State.Pid, c.State.Endpoints, c.State.Ports, c.State.NetNS = 0, nil, nil, "" })
+		s.removeByItself(ctx, e)
 	case known:
 		e.mounted, e.ended = true, make(chan struct{})
 		e.stopping = c.State.StoppedByUser
@@ -130,14 +131,22 @@ func (s *Service) restoreOne(ctx context.Context, e *entry, t Task, known bool) 
 			c.State.Pid, c.State.Endpoints, c.State.Ports, c.State.NetNS = 0, nil, nil, ""
 		})
 		s.tolerate(s.save(e), "container not saved", c.ID)
-		if c.Spec.AutoRemove {
-			s.tolerate(s.remove(ctx, e, RemoveOptions{Volumes: true}), "container not removed", c.ID)
-		}
+		s.removeByItself(ctx, e)
 	case c.State.Status == Removing || c.State.Status == Dead:
 		e.change(func(c *Container) { c.State.Status = Exited })
-		if err := s.remove(ctx, e, RemoveOptions{}); err != nil && !errors.Is(err, fault.ErrNotFound) {
+		if err := s.remove(ctx, e, RemoveOptions{Volumes: c.State.VolumesToo}); err != nil && !errors.Is(err, fault.ErrNotFound) {
 			s.log.Warn("container not removed", "container", c.ID, "error", err)
 		}
+	case c.State.Status == Exited || c.State.Error != "" || c.State.SandboxID != "":
+		// The daemon died between its end and its removal, or in its start.
+		s.removeByItself(ctx, e)
+	}
+}
+
+// removeByItself removes a container that ends with its run (--rm).
+func (s *Service) removeByItself(ctx context.Context, e *entry) {
+	if c := e.snap.Load(); c.Spec.AutoRemove {
+		s.tolerate(s.remove(ctx, e, RemoveOptions{Volumes: true}), "container not removed", c.ID)
 	}
 }
 

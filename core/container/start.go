@@ -69,9 +69,7 @@ func (s *Service) start(ctx context.Context, e *entry) error {
 	}
 	s.notify(e, WaitResult{ExitCode: c.State.ExitCode, Err: err.Error()}, WaitNextExit, WaitNotRunning)
 	if c.Spec.AutoRemove {
-		s.background(func(ctx context.Context) {
-			s.tolerate(s.remove(ctx, e, RemoveOptions{Volumes: true}), "container not removed", c.ID)
-		})
+		s.background(func(ctx context.Context) { s.removeByItself(ctx, e) })
 	}
 	return err
 }

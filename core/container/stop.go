@@ -178,10 +178,10 @@ func (s *Service) Restart(ctx context.Context, id string, o StopOptions) error {
 	}
 	if e.snap.Load().isRunning() {
 		// The stop is a step of the restart: auto-removal must not follow it.
-		auto := e.snap.Load().Spec.AutoRemove
-		e.change(func(c *Container) { c.Spec.AutoRemove = false })
+		keep := func(on bool) { e.mu.Lock(); e.kept = on; e.mu.Unlock() }
+		keep(true)
 		err := s.stopEntry(ctx, e, o)
-		e.change(func(c *Container) { c.Spec.AutoRemove = auto })
+		keep(false)
 		if err != nil {
 			return err
 		}

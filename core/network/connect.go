@@ -12,17 +12,24 @@ import (
 	"github.com/berth-project/berth/lib/fault"
 )
 
-// Connect adds a running container to a network.
-func (s *Service) Connect(ctx context.Context, c container.Container, spec container.EndpointSpec) (e container.Endpoint, err error) {
+// Connect adds a running container to a network; it gives what is published then.
+func (s *Service) Connect(ctx context.Context, c container.Container, spec container.EndpointSpec) (container.Endpoint, []container.Binding, error) {
 	s.mu.RLock()
 	b := s.boxes[c.ID]
+	s.mu.RUnlock()
+	if b == nil || b.host {
+		return container.Endpoint{}, nil, fault.Forbiddenf("container sharing network namespace with another container or host cannot be connected to any other network")
+	}
+	e, err := s.connect(ctx, b, c, spec)
+	return e, slices.Clone(b.ports), err
+}
+
+func (s *Service) connect(ctx context.Context, b *box, c container.Container, spec container.EndpointSpec) (e container.Endpoint, err error) {
+	s.mu.RLock()
 	st, err := s.find(mode(spec.Network))
 	s.mu.RUnlock()
 	if err != nil {
 		return e, err
-	}
-	if b == nil || b.host {
-		return e, fault.Forbiddenf("container sharing network namespace with another container or host cannot be connected to any other network")
 	}
 	if err := st.joinable(); err != nil {
 		return e, err
@@ -75,30 +82,31 @@ func (s *Service) settle(b *box, guards []Guard) error {
 	return s.republish(b)
 }
 
-// Disconnect takes a running container off a network.
-func (s *Service) Disconnect(_ context.Context, c container.Container, ref string, _ bool) error {
+// Disconnect takes a running container off a network; it gives what is
+// published then.
+func (s *Service) Disconnect(_ context.Context, c container.Container, ref string, _ bool) ([]container.Binding, error) {
 	s.mu.RLock()
 	st, err := s.find(mode(ref))
 	b := s.boxes[c.ID]
 	s.mu.RUnlock()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	at := -1
 	if b != nil {
 		at = slices.IndexFunc(b.endpoints, func(e container.Endpoint) bool { return e.NetworkID == st.ID })
 	}
 	if at < 0 {
-		return fault.Forbiddenf("container %s is not connected to network %s", c.ID, st.Name)
+		return nil, fault.Forbiddenf("container %s is not connected to network %s", c.ID, st.Name)
 	}
 	if st.Driver == driverHost {
-		return fault.Forbiddenf("container cannot be disconnected from host network or connected to host network")
+		return nil, fault.Forbiddenf("container cannot be disconnected from host network or connected to host network")
 	}
 	e := b.endpoints[at]
 	err = s.leave(b, at)
 	s.editHosts(c, e, false)
 	s.publish("disconnect", st.Network, "container", string(c.ID))
-	return err
+	return slices.Clone(b.ports), err
 }
 
 // leave takes one endpoint away and moves what led over it.

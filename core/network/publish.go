@@ -32,7 +32,7 @@ func (s *Service) publishPorts(b *box) error {
 }
 
 // reserve takes the host ports that a container asks for.
-func (s *Service) reserve(b *box, e container.Endpoint) error {
+func (s *Service) reserve(b *box, e container.Endpoint) (err error) {
 	st := s.state(e.NetworkID)
 	if st == nil {
 		return fault.NotFound("network", e.NetworkName)
@@ -41,6 +41,11 @@ func (s *Service) reserve(b *box, e container.Endpoint) error {
 		return nil // such containers are on the wire themselves
 	}
 	from := s.predecessor(b.id)
+	defer func() {
+		if err != nil {
+			s.unpublish(b)
+		}
+	}()
 	for _, p := range b.wantedPorts() {
 		ips := s.hostAddresses(st, p, e)
 		if len(ips) == 0 || from != nil && len(from.holds(p, ips)) > 0 {
@@ -139,7 +144,16 @@ func (s *Service) state(id string) *state {
 	return s.byID[id]
 }
 
-// republish moves published ports after the way out has changed.
+// unpublish gives the host ports of a sandbox back, which lead nowhere.
+func (s *Service) unpublish(b *box) {
+	for _, p := range b.held {
+		s.ports.give(p)
+	}
+	b.held, b.ports = nil, nil
+}
+
+// republish moves published ports after the way out has changed. Without one
+// nothing is published.
 func (s *Service) republish(b *box) error {
 	old := Rules{Ports: b.rules.Ports}
 	guards := b.rules.Guards
@@ -147,6 +161,9 @@ func (s *Service) republish(b *box) error {
 		return err
 	}
 	b.rules = Rules{}
+	if way4, way6 := s.ways(b); way4 == nil && way6 == nil {
+		s.unpublish(b)
+	}
 	err := s.publishPorts(b)
 	b.rules.Guards = guards
 	return err

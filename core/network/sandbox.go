@@ -370,10 +370,8 @@ func (s *Service) close(b *box) error {
 	if s.o.Proxy != nil {
 		s.o.Proxy.Stop(b.proxied)
 	}
-	for _, p := range b.held {
-		s.ports.give(p)
-	}
-	b.held, b.ports, b.proxied = nil, nil, nil
+	s.unpublish(b)
+	b.proxied = nil
 	for _, e := range b.endpoints {
 		if st := s.state(e.NetworkID); st != nil {
 			s.giveAddresses(st, e)

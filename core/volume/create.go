@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/event"
 	"github.com/berth-project/berth/lib/fault"
 )
@@ -16,6 +17,11 @@ import (
 // Create makes a volume; one that is there with the same driver is given
 // back as it is. Without a name it is anonymous and gets 64 hexadecimal digits.
 func (s *Service) Create(ctx context.Context, o CreateOptions) (Volume, error) {
+	return s.create(ctx, o, "")
+}
+
+// create does it; a user holds the volume from then on.
+func (s *Service) create(ctx context.Context, o CreateOptions, user container.ID) (v Volume, err error) {
 	anonymous := o.Name == ""
 	if anonymous {
 		var b [32]byte
@@ -26,13 +32,20 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (Volume, error) {
 		return Volume{}, err
 	}
 	defer s.names.lock(o.Name)()
+	defer func() {
+		if err == nil && user != "" {
+			s.mu.Lock()
+			s.hold(o.Name, user, 1)
+			s.mu.Unlock()
+		}
+	}()
 	if v, err := s.find(o.Name); err == nil {
 		if o.Driver != "" && v.Driver != o.Driver {
 			return Volume{}, fault.Conflictf("create %s: volume name must be unique: driver '%s' already has volume '%s'", o.Name, v.Driver, o.Name)
 		}
 		return v, nil
 	}
-	v := Volume{
+	v = Volume{
 		Name: o.Name, Driver: o.Driver, Created: time.Now(), Labels: maps.Clone(o.Labels), Options: maps.Clone(o.Options),
 		Anonymous: anonymous, Size: -1, RefCount: -1,
 	}

@@ -33,6 +33,10 @@ type Driver interface {
 	// Doing what is done already is no error.
 	Mount(v Volume) error
 	Unmount(v Volume) error
+	// Fill gives a mounted volume that is empty its first content, all of it
+	// or nothing, also where the daemon is killed in it. write asks for the
+	// folder to write into once it has something.
+	Fill(v Volume, write func(into func() (dir string, err error)) error) error
 	// Size counts a volume's bytes; -1 where the driver cannot know.
 	Size(ctx context.Context, v Volume) (int64, error)
 	// Find tells what is there: whole volumes, and those whose Remove was
@@ -56,7 +60,7 @@ type Service struct {
 	mu     sync.Mutex
 	users  func(name string) []container.ID
 	byName map[string]Volume
-	held   map[string]map[container.ID]int // who has it mounted, how often
+	held   map[string]map[container.ID]int // who has it mounted or is being made with it, how often
 }
 
 const (
@@ -188,42 +192,77 @@ func (s *Service) find(name string) (Volume, error) {
 	return v, nil
 }
 
-// Ensure gives a volume to a container, making it where it is not there.
-func (s *Service) Ensure(ctx context.Context, name, driver string, options, labels map[string]string, anonymous bool) (container.Volume, error) {
+// Ensure gives a volume to a container, making it where it is not there. user
+// holds it until Unmount: nobody removes it before the container is known.
+func (s *Service) Ensure(ctx context.Context, name, driver string, options, labels map[string]string, anonymous bool, user container.ID) (container.Volume, error) {
 	o := CreateOptions{Name: name, Driver: driver, Options: options, Labels: labels}
 	if anonymous {
 		o.Name = ""
 	} else if name == "" {
 		return container.Volume{}, fault.Invalidf("volume name is too short, names should be at least two alphanumeric characters")
 	}
-	v, err := s.Create(ctx, o)
+	v, err := s.create(ctx, o, user)
 	return container.Volume{Name: v.Name, Driver: v.Driver, Path: v.Mountpoint}, err
+}
+
+// Hold keeps a volume that is there from being removed, until Unmount.
+func (s *Service) Hold(name string, user container.ID) error {
+	defer s.names.lock(name)()
+	if _, err := s.find(name); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hold(name, user, 1)
+	return nil
 }
 
 // Mount gives the path of a volume while user holds it.
 func (s *Service) Mount(_ context.Context, name string, user container.ID) (string, error) {
 	defer s.names.lock(name)()
+	v, _, err := s.mount(name, user)
+	return v.Mountpoint, err
+}
+
+// mount does it; the volume's name is locked.
+func (s *Service) mount(name string, user container.ID) (Volume, Driver, error) {
 	v, err := s.find(name)
 	if err != nil {
-		return "", err
+		return v, nil, err
 	}
 	d, err := s.driver(v.Driver)
 	if err != nil {
-		return "", err
+		return v, nil, err
 	}
 	// Also for later users: someone may have unmounted it by hand.
 	if err := d.Mount(v); err != nil {
-		return "", err
+		return v, nil, err
 	}
 	s.mu.Lock()
 	s.hold(name, user, 1)
 	s.mu.Unlock()
-	return v.Mountpoint, nil
+	return v, d, nil
 }
 
-// Unmount gives one Mount back.
+// Fill gives an empty volume its first content: all that write writes, or
+// nothing. Others wait for it.
+func (s *Service) Fill(_ context.Context, name string, user container.ID, write func(into func() (dir string, err error)) error) error {
+	defer s.names.lock(name)()
+	v, d, err := s.mount(name, user)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Fill(v, write), s.unmount(name, user))
+}
+
+// Unmount gives one Mount, Ensure or Hold back.
 func (s *Service) Unmount(_ context.Context, name string, user container.ID) error {
 	defer s.names.lock(name)()
+	return s.unmount(name, user)
+}
+
+// unmount does it; the volume's name is locked.
+func (s *Service) unmount(name string, user container.ID) error {
 	v, err := s.find(name)
 	if err != nil {
 		return nil // gone, and with it its mount

@@ -25,11 +25,12 @@ type memory struct {
 	there   map[string]bool
 	trash   map[string]bool
 	mounted map[string]bool
-	full    error // of the store
+	filled  map[string]bool // one after another: the service orders what happens to a volume
+	full    error           // of the store
 }
 
 func newMemory() *memory {
-	return &memory{stored: map[string]Volume{}, there: map[string]bool{}, trash: map[string]bool{}, mounted: map[string]bool{}}
+	return &memory{stored: map[string]Volume{}, there: map[string]bool{}, trash: map[string]bool{}, mounted: map[string]bool{}, filled: map[string]bool{}}
 }
 
 func (m *memory) PutVolume(_ context.Context, v Volume) error {
@@ -76,9 +77,21 @@ func (m *memory) Create(v Volume) (string, error) { return "/" + v.Name, m.set(m
 func (m *memory) Remove(v Volume) error {
 	return errors.Join(m.set(m.there, v.Name, false), m.set(m.trash, v.Name, true))
 }
-func (m *memory) Purge(v Volume) error                            { return m.set(m.trash, v.Name, false) }
-func (m *memory) Mount(v Volume) error                            { return m.set(m.mounted, v.Name, true) }
-func (m *memory) Unmount(v Volume) error                          { return m.set(m.mounted, v.Name, false) }
+func (m *memory) Purge(v Volume) error   { return m.set(m.trash, v.Name, false) }
+func (m *memory) Mount(v Volume) error   { return m.set(m.mounted, v.Name, true) }
+func (m *memory) Unmount(v Volume) error { return m.set(m.mounted, v.Name, false) }
+func (m *memory) Fill(v Volume, write func(into func() (string, error)) error) error {
+	if !m.mounted[v.Name] {
+		return errors.New("not mounted")
+	}
+	if m.filled[v.Name] {
+		return nil
+	}
+	if err := write(func() (string, error) { return "/" + v.Name, nil }); err != nil {
+		return err
+	}
+	return m.set(m.filled, v.Name, true)
+}
 func (m *memory) Size(_ context.Context, v Volume) (int64, error) { return int64(len(v.Name)), nil }
 func (m *memory) Find(context.Context) (found, removed []Volume, err error) {
 	for n := range m.there {
@@ -336,7 +349,7 @@ func TestManyCreateOneVolumeTogether(t *testing.T) {
 	var work sync.WaitGroup
 	for range 32 {
 		work.Go(func() {
-			v, err := w.Ensure(t.Context(), "shared", "", nil, nil, false)
+			v, err := w.Ensure(t.Context(), "shared", "", nil, nil, false, "c")
 			if err != nil {
 				t.Error(err)
 				return
@@ -354,7 +367,65 @@ func TestManyCreateOneVolumeTogether(t *testing.T) {
 			created++
 		}
 	}
-	if created != 1 || w.held["shared"]["c"] != 32 {
+	if created != 1 || w.held["shared"]["c"] != 64 {
 		t.Errorf("created %d times, held %d times", created, w.held["shared"]["c"])
+	}
+}
+
+// A container that is being made is not yet known as a user of its volumes.
+func TestAVolumeIsKeptWhileItsContainerIsMade(t *testing.T) {
+	w := newWorld(t, newMemory())
+	if _, err := w.Ensure(t.Context(), "fresh", "", nil, nil, false, "c"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Hold("fresh", "other"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Hold("none", "other"); !errors.Is(err, fault.ErrNotFound) {
+		t.Errorf("hold of none: %v", err)
+	}
+	for _, user := range []container.ID{"c", "other"} {
+		if removed, _, err := w.Prune(t.Context(), filter.Args{"all": {"true"}}); err != nil || len(removed) > 0 {
+			t.Fatalf("pruned %v, %v", removed, err)
+		}
+		if err := w.Service.Remove(t.Context(), "fresh"); !errors.Is(err, fault.ErrConflict) {
+			t.Errorf("removed: %v", err)
+		}
+		if err := w.Unmount(t.Context(), "fresh", user); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if removed, _, err := w.Prune(t.Context(), filter.Args{"all": {"true"}}); err != nil || len(removed) != 1 {
+		t.Errorf("pruned %v, %v", removed, err)
+	}
+}
+
+func TestManyFillOneVolumeOnce(t *testing.T) {
+	w := newWorld(t, newMemory())
+	if _, err := w.Ensure(t.Context(), "fresh", "", nil, nil, false, "c"); err != nil {
+		t.Fatal(err)
+	}
+	written := 0 // without a lock: only one may write
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			if err := w.Fill(t.Context(), "fresh", "c", func(into func() (string, error)) error {
+				dir, err := into()
+				if dir != "/fresh" {
+					t.Errorf("into %q", dir)
+				}
+				written++
+				return err
+			}); err != nil {
+				t.Error(err)
+			}
+			if !w.m.filled["fresh"] {
+				t.Error("a filling was over before it was done")
+			}
+		})
+	}
+	all.Wait()
+	if written != 1 || w.held["fresh"]["c"] != 1 {
+		t.Errorf("written %d times, held %d times", written, w.held["fresh"]["c"])
 	}
 }

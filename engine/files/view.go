@@ -142,9 +142,10 @@ func spot(r *inroot.Root, target string, folder bool) (*os.File, error) {
 	return r.OpenFile(target, unix.O_PATH, 0)
 }
 
-// CopyUp fills an empty folder dst on the host from a path in the root,
-// keeping owner and mode of the folder itself.
-func (f *Files) CopyUp(ctx context.Context, root, name, dst string) error {
+// CopyUp fills a folder on the host from a path in the root, keeping owner and
+// mode of the folder itself. into gives the folder, where there is something at
+// the path.
+func (f *Files) CopyUp(ctx context.Context, root, name string, into func() (dir string, err error)) error {
 	r, err := inroot.Open(root)
 	if err != nil {
 		return err
@@ -162,17 +163,8 @@ func (f *Files) CopyUp(ctx context.Context, root, name, dst string) error {
 	if err != nil {
 		return err
 	}
-	// Of containers that are made at once the first fills it, the others wait.
-	folder, err := os.Open(dst)
+	dst, err := into()
 	if err != nil {
-		return err
-	}
-	defer folder.Close() // with it goes the lock
-	if err := unix.Flock(int(folder.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", dst, err)
-	}
-	there, err := folder.Readdirnames(1)
-	if err != nil && !errors.Is(err, io.EOF) || len(there) > 0 {
 		return err
 	}
 	reader, writer := io.Pipe()
@@ -196,7 +188,7 @@ func (f *Files) CopyUp(ctx context.Context, root, name, dst string) error {
 		return err
 	}
 	st := info.Sys().(*syscall.Stat_t)
-	if err := os.Lchown(dst, int(st.Uid), int(st.Gid)); err != nil {
+	if err := os.Chown(dst, int(st.Uid), int(st.Gid)); err != nil {
 		return err
 	}
 	return os.Chmod(dst, info.Mode())

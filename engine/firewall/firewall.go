@@ -37,7 +37,7 @@ type Firewall struct {
 	mu      sync.Mutex
 	c       *nftables.Conn
 	raw     *netlink.Conn
-	own     map[uint32]bool // netlink ports of our own changes
+	port    uint32 // netlink's, from which our own changes come
 	model   map[string]map[string]*slot
 	guarded bool // the kernel has nftables for bridges
 	watch   *watch
@@ -58,7 +58,7 @@ func New(key string, log *slog.Logger) *Firewall {
 	if key != "" {
 		name += "-" + key
 	}
-	return &Firewall{name: name, log: log, own: map[uint32]bool{}, model: map[string]map[string]*slot{}, guarded: true}
+	return &Firewall{name: name, log: log, model: map[string]map[string]*slot{}, guarded: true}
 }
 
 // dial gives the connection for changes. f.mu is held.
@@ -84,7 +84,12 @@ func (f *Firewall) prepare(raw *netlink.Conn) error {
 	}
 	return s.Control(func(fd uintptr) {
 		if a, err := unix.Getsockname(int(fd)); err == nil {
-			f.own[a.(*unix.SockaddrNetlink).Pid] = true
+			f.port = a.(*unix.SockaddrNetlink).Pid
+		}
+		if f.watch != nil {
+			if err := f.watch.ignore(f.port); err != nil {
+				f.log.Warn("own changes of the firewall are taken for others'", "table", f.name, "error", err)
+			}
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -28,7 +29,10 @@ func (f *Firewall) startWatch() (*watch, error) {
 		return nil, err
 	}
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, bufferBytes)
-	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	err = ignore(fd, f.port)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	}
 	if err == nil {
 		err = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, unix.NFNLGRP_NFTABLES)
 	}
@@ -42,6 +46,33 @@ func (f *Firewall) startWatch() (*watch, error) {
 		f.listen(w.socket)
 	}()
 	return w, nil
+}
+
+// ignore keeps notices of what one port changes out of the socket, however many
+// they are: a repair of a large table would not leave room for others', and be
+// taken for damage.
+func (w *watch) ignore(port uint32) error {
+	raw, err := w.socket.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = ignore(int(fd), port) })
+	return errors.Join(err, set)
+}
+
+// ignore attaches a socket filter (BPF). One transaction's notices come together
+// and have all the port of who wrote it.
+func ignore(fd int, port uint32) error {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], port)
+	code := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 12}, // nlmsg_pid
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: binary.BigEndian.Uint32(b[:]), Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K},
+		{Code: unix.BPF_RET | unix.BPF_K, K: math.MaxUint32},
+	}
+	return os.NewSyscallError("setsockopt", unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}))
 }
 
 func (w *watch) stop() {
@@ -105,8 +136,8 @@ func (f *Firewall) read(b []byte, seen *change) {
 		if length < header+family || int(length) > len(b) {
 			return
 		}
-		kind, port := binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[12:])
-		if kind>>8 == unix.NFNL_SUBSYS_NFTABLES && !f.isOwn(port) {
+		kind := binary.NativeEndian.Uint16(b[4:])
+		if kind>>8 == unix.NFNL_SUBSYS_NFTABLES {
 			ours := tableOf(b[header+family:length]) == f.name
 			switch byte(kind) {
 			case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE:
@@ -120,12 +151,6 @@ func (f *Firewall) read(b []byte, seen *change) {
 		}
 		b = b[min(len(b), int(length+3)&^3):]
 	}
-}
-
-func (f *Firewall) isOwn(port uint32) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.own[port]
 }
 
 // tableOf reads the table's name, attribute 1 of all these messages.

@@ -88,9 +88,10 @@ type Fifos struct {
 
 // Started tells of a process that was made.
 type Started struct {
-	Pid     int               `json:"pid"`
-	Streams StreamSet         `json:"streams"`
-	Cgroups map[string]string `json:"cgroups,omitempty"` // controller ("" on v2) to path
+	Pid       int               `json:"pid"`
+	StartTime uint64            `json:"start_time,omitempty"` // as in Process; not told by older keepers
+	Streams   StreamSet         `json:"streams"`
+	Cgroups   map[string]string `json:"cgroups,omitempty"` // controller ("" on v2) to path
 }
 
 // KillRequest sends a signal; All sends it to every process of the container.

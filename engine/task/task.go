@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -24,6 +23,7 @@ import (
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/lib/fault"
 	"github.com/berth-project/berth/lib/host"
+	"github.com/berth-project/berth/lib/proc"
 )
 
 // Keeper is the resident parent of all containers.
@@ -50,16 +50,18 @@ type Streams struct{ TTY, Stdin, Stdout, Stderr bool }
 
 // Started is a process that was made.
 type Started struct {
-	Pid     int
-	Pipes   container.Pipes
-	Cgroups map[string]string // controller ("" on v2) to path
+	Pid       int
+	StartTime uint64 // clock ticks since boot; 0 where it is not told
+	Pipes     container.Pipes
+	Cgroups   map[string]string // controller ("" on v2) to path
 }
 
 // Process is one that the keeper knows.
 type Process struct {
 	container.Task
-	ExecID  string
-	Cgroups map[string]string
+	StartTime uint64
+	ExecID    string
+	Cgroups   map[string]string
 }
 
 // Options of a Runtime.
@@ -93,6 +95,7 @@ type Runtime struct {
 	mu      sync.Mutex
 	cgroups map[container.ID]map[string]string
 	waiting map[container.ID]int // pids of created processes
+	first   map[container.ID]proc.Process
 }
 
 type facts struct {
@@ -126,7 +129,7 @@ func New(o Options) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Runtime{o: o, log: o.Logger, cgroups: map[container.ID]map[string]string{}, waiting: map[container.ID]int{}, facts: facts{
+	r := &Runtime{o: o, log: o.Logger, cgroups: map[container.ID]map[string]string{}, waiting: map[container.ID]int{}, first: map[container.ID]proc.Process{}, facts: facts{
 		cgroup2: h.CgroupMode == host.CgroupV2, swapLimit: h.SwapLimit, appArmor: h.AppArmor && h.AppArmorParser, sysResource: h.SysResource, seccomp: h.Seccomp, cpus: h.CPUs,
 		capabilities: caps, rlimits: hardLimits(), oomScore: ownOOMScore(),
 	}}
@@ -139,8 +142,11 @@ func New(o Options) (*Runtime, error) {
 	}
 	for _, p := range all {
 		if p.ExecID == "" {
-			r.cgroups[p.ID] = p.Cgroups
+			r.cgroups[p.ID], r.first[p.ID] = p.Cgroups, proc.Process{Pid: p.Pid, Start: p.StartTime}
 		}
+	}
+	for _, t := range r.foreign.list(context.Background()) {
+		r.first[t.ID] = proc.Of(t.Pid)
 	}
 	return r, nil
 }
@@ -179,8 +185,47 @@ func (r *Runtime) Create(ctx context.Context, b container.Bundle) (int, containe
 	}
 	r.mu.Lock()
 	r.cgroups[c.ID], r.waiting[c.ID] = started.Cgroups, started.Pid
+	r.first[c.ID] = proc.Process{Pid: started.Pid, Start: started.StartTime}
+	if started.StartTime == 0 {
+		r.first[c.ID] = proc.Of(started.Pid)
+	}
 	r.mu.Unlock()
+	// Whose namespaces it has joined by their pid must have been there until now.
+	if err := r.lasted(b.Namespace); err != nil {
+		closePipes(started.Pipes)
+		return started.Pid, container.Pipes{}, err
+	}
 	return started.Pid, started.Pipes, nil
+}
+
+// Root opens the root of a running container as its first process sees it.
+func (r *Runtime) Root(id container.ID) (*os.File, error) {
+	r.mu.Lock()
+	first := r.first[id]
+	r.mu.Unlock()
+	root, err := first.Root()
+	if errors.Is(err, proc.ErrGone) {
+		return nil, fault.Conflictf("container %s is not running", id)
+	}
+	return root, err
+}
+
+// lasted tells whether the containers whose namespaces are joined still run.
+func (r *Runtime) lasted(namespaces map[string]string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for kind, path := range namespaces {
+		var pid int
+		if _, err := fmt.Sscanf(path, "/proc/%d/ns/", &pid); err != nil {
+			continue // one that a mount holds
+		}
+		for id, first := range r.first {
+			if first.Pid == pid && proc.Of(pid) != first {
+				return fault.Conflictf("cannot join %s namespace of a non running container: container %s is exited", kind, id)
+			}
+		}
+	}
+	return nil
 }
 
 // word gives a failure the text by which docker's clients tell a missing
@@ -262,13 +307,15 @@ func (r *Runtime) Exec(ctx context.Context, id container.ID, execID string, c co
 	if name == "" {
 		name = c.Spec.User
 	}
-	p, err := r.process(fmt.Sprintf("/proc/%d/root", c.State.Pid), c, processSpec{
+	root, err := r.Root(id)
+	if err != nil {
+		return 0, none, err
+	}
+	defer root.Close()
+	p, err := r.process(fmt.Sprintf("/proc/self/fd/%d", root.Fd()), c, processSpec{
 		args: s.Cmd, env: append(append([]string(nil), c.Spec.Env...), s.Env...), user: name, cwd: cwd,
 		tty: s.TTY, privileged: s.Privileged || c.Spec.Privileged, size: s.ConsoleSize,
 	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, none, fault.Conflictf("container %s is not running", id) // it has just ended
-	}
 	if err != nil {
 		return 0, none, err
 	}
@@ -366,6 +413,11 @@ func (r *Runtime) Pids(ctx context.Context, id container.ID) ([]int, error) {
 
 // Delete forgets an exited process; what may be left of a container is killed.
 func (r *Runtime) Delete(ctx context.Context, id container.ID, execID string) error {
+	if execID == "" {
+		r.mu.Lock()
+		delete(r.first, id)
+		r.mu.Unlock()
+	}
 	if s := r.foreign.find(id); s != nil {
 		return r.foreign.delete(ctx, s, id, execID)
 	}

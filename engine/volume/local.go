@@ -28,6 +28,7 @@ const (
 // Local implements core's volume.Driver under a folder:
 //
 //	<dir>/<name>/_data      what is in the volume
+//	<dir>/<name>/filling    and "filled": it is being given its first content
 //	<dir>/.removing-<name>  was removed
 type Local struct{ dir string }
 

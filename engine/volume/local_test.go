@@ -212,3 +212,134 @@ func TestAVolumeWithAForeignMountStays(t *testing.T) {
 		}
 	})
 }
+
+// fillWith writes files into whatever folder it is given.
+func fillWith(names ...string) func(into func() (string, error)) error {
+	return func(into func() (string, error)) error {
+		dir, err := into()
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			if err := os.WriteFile(filepath.Join(dir, n), []byte("image"), 0o600); err != nil {
+				return err
+			}
+		}
+		return os.Chmod(dir, 0o2750|os.ModeSetgid)
+	}
+}
+
+// content lists what is in a volume's folder, with its mode, and what is beside it.
+func content(t *testing.T, l *Local, v volume.Volume) (inside, beside []string) {
+	t.Helper()
+	list := func(dir string) (names []string) {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return names
+	}
+	return list(v.Mountpoint), list(filepath.Join(l.dir, v.Name))
+}
+
+func TestFillGivesAllOrNothing(t *testing.T) {
+	l := newLocal(t)
+	fresh := func(name string) volume.Volume {
+		v := volume.Volume{Name: name}
+		var err error
+		if v.Mountpoint, err = l.Create(v); err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	broken := errors.New("broken")
+	partly := func(into func() (string, error)) error {
+		return errors.Join(fillWith("a")(into), broken)
+	}
+	// killed is what a daemon leaves that dies while it writes.
+	killed := func(v volume.Volume) {
+		defer func() { _ = recover() }()
+		_ = l.Fill(v, func(into func() (string, error)) error { _ = fillWith("a")(into); panic("killed") })
+	}
+	for _, c := range []struct {
+		name   string
+		before func(v volume.Volume)
+		fill   func(into func() (string, error)) error
+		want   []string
+		err    error
+	}{
+		{"an empty one is filled", func(volume.Volume) {}, fillWith("a", "b"), []string{"a", "b"}, nil},
+		{"one that holds something stays", func(v volume.Volume) { _ = os.WriteFile(filepath.Join(v.Mountpoint, "mine"), nil, 0o600) }, fillWith("a"), []string{"mine"}, nil},
+		{"nothing asked for leaves it empty", func(volume.Volume) {}, func(func() (string, error)) error { return nil }, nil, nil},
+		{"a failure leaves it empty", func(volume.Volume) {}, partly, nil, broken},
+		{"a kill while it is written is as if it never was", killed, fillWith("a", "b"), []string{"a", "b"}, nil},
+		{"a kill while it moves up is gone on with", func(v volume.Volume) {
+			killed(v)
+			stage, _ := filepath.Glob(filepath.Join(v.Mountpoint, stagePrefix+"*"))
+			if err := errors.Join(
+				os.Rename(l.record(v, filling), l.record(v, filled)),
+				os.WriteFile(filepath.Join(v.Mountpoint, "moved"), nil, 0o600),
+				os.WriteFile(filepath.Join(stage[0], "moved"), []byte("another's"), 0o600),
+			); err != nil {
+				t.Fatal(err)
+			}
+		}, fillWith("never"), []string{"a", "moved"}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := fresh(strings.ReplaceAll(c.name, " ", "-"))
+			c.before(v)
+			if err := l.Fill(v, c.fill); !errors.Is(err, c.err) {
+				t.Fatal(err)
+			}
+			inside, beside := content(t, l, v)
+			if d := cmp.Diff(c.want, inside); d != "" {
+				t.Error(d)
+			}
+			if d := cmp.Diff([]string{dataFolder}, beside); d != "" {
+				t.Error(d)
+			}
+			info, err := os.Stat(v.Mountpoint)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := info.Mode().Perm(); (got == 0o750) != (len(c.want) > 1) {
+				t.Errorf("mode %o", got)
+			}
+		})
+	}
+	t.Run("whoever mounts it next sees nothing of a kill", func(t *testing.T) {
+		v := fresh("mounted")
+		killed(v)
+		if err := l.Mount(v); err != nil {
+			t.Fatal(err)
+		}
+		if inside, _ := content(t, l, v); len(inside) > 0 {
+			t.Errorf("%v", inside)
+		}
+	})
+}
+
+func TestFillOfAMountedVolume(t *testing.T) {
+	l := newLocal(t)
+	apart(t, func() {
+		v := volume.Volume{Name: "tmp", Options: map[string]string{"type": "tmpfs", "device": "tmpfs"}}
+		var err error
+		if v.Mountpoint, err = l.Create(v); err != nil {
+			t.Error(err)
+			return
+		}
+		if err := errors.Join(l.Mount(v), l.Fill(v, fillWith("a"))); err != nil {
+			t.Error(err)
+			return
+		}
+		if inside, beside := content(t, l, v); !cmp.Equal(inside, []string{"a"}) || len(beside) != 1 {
+			t.Errorf("%v, beside %v", inside, beside)
+		}
+		if err := l.Unmount(v); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -139,6 +139,13 @@ func (w *wanted) resolveServer() error {
 
 // Mount mounts what the options say; without options it is the folder itself.
 func (l *Local) Mount(v volume.Volume) error {
+	if err := l.mount(v); err != nil {
+		return err
+	}
+	return l.settle(v) // a daemon may have been killed while it filled it
+}
+
+func (l *Local) mount(v volume.Volume) error {
 	if len(v.Options) == 0 {
 		return nil
 	}

@@ -133,7 +133,7 @@ func TestConnectAndDisconnectWhileRunning(t *testing.T) {
 	w.serve(w.neighbour, "tcp", "0.0.0.0:80", "n")
 	w.blocked(a.sandbox.NetNS, "tcp", neighbourOnLAN+":80")
 	w.blocked(w.neighbour, "tcp", hostOnLAN+":8093")
-	e, err := w.Connect(ctx, a.Container, container.EndpointSpec{Network: "alpha", Aliases: []string{"web"}})
+	e, _, err := w.Connect(ctx, a.Container, container.EndpointSpec{Network: "alpha", Aliases: []string{"web"}})
 	must(t, err)
 	if e.Interface != "eth1" {
 		t.Errorf("the interface is %s", e.Interface)
@@ -141,13 +141,14 @@ func TestConnectAndDisconnectWhileRunning(t *testing.T) {
 	w.reaches(b.sandbox.NetNS, "tcp", at(e.IPv4.Addr(), "80"), "a ")
 	w.reaches(a.sandbox.NetNS, "tcp", neighbourOnLAN+":80", "n ")
 	w.reaches(w.neighbour, "tcp", hostOnLAN+":8093", "a ")
-	if _, err := w.Connect(ctx, a.Container, container.EndpointSpec{Network: "alpha"}); err == nil || !strings.Contains(err.Error(), "endpoint with name a already exists in network alpha") {
+	if _, _, err := w.Connect(ctx, a.Container, container.EndpointSpec{Network: "alpha"}); err == nil || !strings.Contains(err.Error(), "endpoint with name a already exists in network alpha") {
 		t.Errorf("connected twice: %v", err)
 	}
-	must(t, w.Disconnect(ctx, a.Container, "alpha", false))
+	_, err = w.Disconnect(ctx, a.Container, "alpha", false)
+	must(t, err)
 	w.blocked(a.sandbox.NetNS, "tcp", neighbourOnLAN+":80")
 	w.blocked(w.neighbour, "tcp", hostOnLAN+":8093")
-	if err := w.Disconnect(ctx, a.Container, "alpha", false); err == nil || !strings.Contains(err.Error(), "is not connected to") {
+	if _, err := w.Disconnect(ctx, a.Container, "alpha", false); err == nil || !strings.Contains(err.Error(), "is not connected to") {
 		t.Errorf("disconnected twice: %v", err)
 	}
 	got, err := w.Get(ctx, "alpha", "")
@@ -164,10 +165,11 @@ func TestPublishedPortsFollowTheWayOut(t *testing.T) {
 	w.network(network.CreateOptions{Name: "beta"})
 	a := w.open("a", "alpha", publish("", 8094, 80, "tcp"))
 	w.serve(a.sandbox.NetNS, "tcp", "0.0.0.0:80", "a")
-	_, err := w.Connect(ctx, a.Container, container.EndpointSpec{Network: "beta"})
+	_, _, err := w.Connect(ctx, a.Container, container.EndpointSpec{Network: "beta"})
 	must(t, err)
 	w.reaches(w.neighbour, "tcp", hostOnLAN+":8094", "a ")
-	must(t, w.Disconnect(ctx, a.Container, "alpha", false))
+	_, err = w.Disconnect(ctx, a.Container, "alpha", false)
+	must(t, err)
 	w.reaches(w.neighbour, "tcp", hostOnLAN+":8094", "a ")
 }
 

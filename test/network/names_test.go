@@ -122,7 +122,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s is %v", ip, got)
 		}
 	}
-	_, err := w.Connect(ctx, b.Container, container.EndpointSpec{Network: "beta", Aliases: []string{"late"}})
+	_, _, err := w.Connect(ctx, b.Container, container.EndpointSpec{Network: "beta", Aliases: []string{"late"}})
 	must(t, err)
 	if got, _ := w.query(b.sandbox.NetNS, "udp", "other", dns.TypeA); !cmp.Equal(got, []string{other.ip().String()}) {
 		t.Errorf("after connecting: %v", got)

@@ -105,7 +105,7 @@ func (k *server) create(r keeper.CreateRequest) (any, keeper.Pipes, error) {
 		}
 		return nil, none, err
 	}
-	return starting{keeper.Started{Pid: p.Pid, Streams: p.Streams, Cgroups: c.cgroups}, p}, p.answer, nil
+	return starting{keeper.Started{Pid: p.Pid, StartTime: p.StartTime, Streams: p.Streams, Cgroups: c.cgroups}, p}, p.answer, nil
 }
 
 func (k *server) exec(r keeper.ExecRequest) (any, keeper.Pipes, error) {

@@ -1,11 +1,8 @@
 package serve
 
 import (
-	"bytes"
 	"errors"
 	"os"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -13,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/engine/keeper"
+	"github.com/berth-project/berth/lib/proc"
 )
 
 // watch waits for the end of a process, whoever its parent is, without
@@ -175,21 +173,5 @@ func (w *watch) code() (code int, unknown bool) {
 	}
 }
 
-// startTime is field 22 of /proc/<pid>/stat: clock ticks since boot.
-func startTime(pid int) uint64 {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0
-	}
-	// The name in parentheses may hold anything; fields are counted after it.
-	i := bytes.LastIndexByte(b, ')')
-	if i < 0 {
-		return 0
-	}
-	fields := strings.Fields(string(b[i+1:]))
-	if len(fields) < 20 {
-		return 0
-	}
-	n, _ := strconv.ParseUint(fields[19], 10, 64)
-	return n
-}
+// startTime is in clock ticks since boot; 0 of no process.
+func startTime(pid int) uint64 { return proc.Of(pid).Start }

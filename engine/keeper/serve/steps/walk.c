@@ -653,6 +653,24 @@ static void load_filter(void)
 		fail(errno, "error loading seccomp filter into kernel");
 }
 
+// close_others closes all files that are not needed any more, before a filter
+// is loaded that may forbid it.
+static void close_others(void)
+{
+	int needed[] = {sync_fd, init_fd, log_fd, fifo_fd, filter_fd, own_proc};
+	for (unsigned from = 3;;) {
+		unsigned next = ~0U;
+		for (size_t i = 0; i < sizeof(needed) / sizeof(*needed); i++)
+			if (needed[i] >= (int)from && (unsigned)needed[i] < next)
+				next = needed[i];
+		if (next > from && syscall(SYS_close_range, from, next - 1, 0) < 0)
+			fail(errno, "close files");
+		if (next == ~0U)
+			return;
+		from = next + 1;
+	}
+}
+
 // privileges is who the program runs as.
 struct privileges {
 	uint64_t uid, gid, has_capabilities, bounding, effective, permitted, inheritable, ambient, groups;
@@ -662,8 +680,6 @@ static void drop_privileges(const struct privileges *p, const uint64_t *groups, 
 {
 	struct stat st;
 	char here[PATH_MAX];
-	if (syscall(SYS_close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC) < 0)
-		fail(errno, "error closing exec fds");
 	int again = 0;
 	if (*cwd && chdir(cwd) < 0) {
 		if (errno != EACCES && errno != EPERM)
@@ -826,8 +842,10 @@ static void finish(int first, const char *path, char **arguments, char **environ
 		close(fd);
 	}
 	// Nothing of the host stays open: neither for the program, nor as a path to it.
-	if (syscall(SYS_close_range, 3, ~0U, 0) < 0)
-		fail(errno, "close files");
+	// (close_others has closed the rest.)
+	close(fifo_fd);
+	close(filter_fd);
+	close(own_proc);
 	execve(path, arguments, environment);
 	fail(errno, "exec %s", path);
 }
@@ -911,6 +929,7 @@ static void take(const struct step *s, const uint64_t *n, char **t)
 			fail(errno, "prctl(SET_NO_NEW_PRIVS)");
 		return;
 	case STEP_READY:
+		close_others();
 		if (joining) { // what comes now may not be allowed to write
 			if (dprintf(sync_fd, "{\"type\":\"procReady\"}") < 0)
 				fail(errno, "sync procReady");
