@@ -9,6 +9,7 @@ FLAGS    = -trimpath -ldflags "$(LINK)"
 
 build: packages
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/welcome/rootfs/welcome ./library/welcome
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o app/scanner/rootfs/sbom-scanner ./library/sbom-scanner
 	CGO_ENABLED=0 go build $(FLAGS) -o bin/berth ./cmd/berth
 	ln -sf berth bin/docker-compose
 	CGO_ENABLED=0 go build $(FLAGS) -o bin/berthd ./cmd/berthd
@@ -70,7 +71,7 @@ install: build
 	install -D -m 644 contrib/systemd/berth.service $(DESTDIR)/etc/systemd/system/berth.service
 
 clean:
-	rm -rf bin app/welcome/rootfs/welcome
+	rm -rf bin app/welcome/rootfs/welcome app/scanner/rootfs/sbom-scanner
 
 packages:
 	@sh .ci/packages gcc libc6-dev pkg-config libseccomp-dev

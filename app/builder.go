@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/berth-project/berth/app/scanner"
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/core/network"
 	"github.com/berth-project/berth/engine/buildkit"
@@ -27,7 +28,7 @@ func (d *daemon) newBuilder(ctx context.Context, binary, snapshotter string, run
 	return buildkit.New(ctx, buildkit.Options{
 		Root: filepath.Join(c.DataRoot, "build"), Run: filepath.Join(c.ExecRoot, "build"), Containerd: d.engine.Client(), Namespace: containerd.Namespace, Snapshotter: snapshotter,
 		Images: d.images, Networks: buildNetworks{d.networks}, Runner: newStepRunner(steps, d.cgroups == driverSystemd), Hosts: d.images.Hosts(), CgroupParent: c.stepParent(d.cgroups), Profile: runtime.DefaultProfile,
-		Gateway: d.networks.HostGateway(), Logger: d.log,
+		Scanner: scanner.New(d.images).Image, Gateway: d.networks.HostGateway(), Logger: d.log,
 	})
 }
 

@@ -54,6 +54,7 @@ paquete más reciente.`),
 		if err != nil {
 			return err
 		}
+		defer m.Close()
 		if writeLock != "" {
 			if err := n.writeLock(m, writeLock, list); err != nil {
 				return err
@@ -151,6 +152,7 @@ func (n *noun) fetch() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		defer m.Close()
 		for _, r := range list {
 			if err := m.Fetch(cmd.Context(), r.Name); err != nil {
 				return err

@@ -139,7 +139,11 @@ func (n *noun) maker(ctx context.Context, engine client.APIClient, o maker.Optio
 		return nil, err
 	}
 	o.Library, o.Engine, o.Mirror, o.Say = n.files(), engine, source, n.progress()
-	return maker.New(ctx, o)
+	made, err := maker.New(ctx, o)
+	if err != nil {
+		_ = source.Close()
+	}
+	return made, err
 }
 
 // progress writes one line for each step, with the time since the beginning.

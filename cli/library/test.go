@@ -56,6 +56,7 @@ volúmenes. El código de salida es 1 si falla alguna comprobación.`),
 		if err != nil {
 			return err
 		}
+		defer m.Close()
 		results, err := n.examine(cmd.Context(), m, list)
 		if err != nil {
 			return err
@@ -98,7 +99,7 @@ func (n *noun) examine(ctx context.Context, m *maker.Maker, list []*recipe.Recip
 		}
 		checks.Go(func() error {
 			say(maker.Report{Image: r.Name, Step: "check"})
-			found, err := checkup.Examine(inner, n.docker.Client(), r, made.ID)
+			found, err := checkup.Examine(inner, n.docker.Client(), r, made.ID, m.Label())
 			if err != nil {
 				return fmt.Errorf("check %s: %w", r.Name, err)
 			}

@@ -56,6 +56,9 @@ type Options struct {
 	// Profile gives the AppArmor profile of steps, loading it where it is not;
 	// "" where the host has none.
 	Profile func() (string, error)
+	// Scanner gives the image that lists the packages of a result, which is in
+	// the engine then: a ScannerImage.
+	Scanner func(ctx context.Context) (string, error)
 	Gateway string // address that host-gateway means, for clients; "" leaves it out
 	Logger  *slog.Logger
 }
@@ -169,7 +172,7 @@ func (b *Builder) boot() (_ *running, err error) {
 		return nil, err
 	}
 	r.server = grpc.NewServer(
-		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, adapt), grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
+		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, b.adapt), grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 	)
 	r.controller.Register(r.server)

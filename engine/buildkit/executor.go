@@ -40,6 +40,7 @@ type executor struct {
 	mu      sync.Mutex
 	waiting map[key]chan Exit
 	steps   map[string]*step
+	slices  map[string]bool // parents that clients have asked for
 }
 
 // mountsDir is where BuildKit mounts what steps share, below the run folder.
@@ -59,7 +60,7 @@ type step struct {
 // newExecutor ends what an earlier daemon's builds have left: their processes,
 // networks and mounts.
 func newExecutor(ctx context.Context, o Options) (*executor, error) {
-	x := &executor{o: o, dir: filepath.Join(o.Run, "steps"), limit: hostLimits(), waiting: map[key]chan Exit{}, steps: map[string]*step{}}
+	x := &executor{o: o, dir: filepath.Join(o.Run, "steps"), limit: hostLimits(), waiting: map[key]chan Exit{}, steps: map[string]*step{}, slices: map[string]bool{}}
 	left, err := o.Runner.List(ctx)
 	if err != nil {
 		return nil, err
@@ -175,7 +176,7 @@ func (x *executor) Run(ctx context.Context, id string, root bk.Mount, mounts []b
 			}
 		}
 	}()
-	return nil, x.first(ctx, id, s, p, tell)
+	return nil, foreign(x.first(ctx, id, s, p, tell), s.root, p.Meta)
 }
 
 // undo is a stack of what ends with a step.
@@ -250,18 +251,9 @@ func (x *executor) prepare(ctx context.Context, id string, s *step, root bk.Moun
 		return nil, err
 	}
 	u.add(func() error { cleanup(); return nil })
-	parent := x.o.CgroupParent
-	if asked := meta.CgroupParent; asked != "" {
-		// A frontend's image may ask as well as a client.
-		if !parentName.MatchString(asked) {
-			return nil, fault.Invalidf("cgroup-parent %q is not valid: use names of letters, digits, _ . @ -, joined by /", asked)
-		}
-		if strings.HasSuffix(parent, ":") {
-			parent = asked // a slice
-		} else {
-			u.add(leaveCgroup(parent, asked))
-			parent = filepath.Join("/", parent, asked)
-		}
+	parent, err := x.parent(meta.CgroupParent, &u)
+	if err != nil {
+		return nil, err
 	}
 	if !strings.HasSuffix(parent, ":") {
 		spec.Linux.CgroupsPath = filepath.Join("/", parent, id)
@@ -277,6 +269,40 @@ func (x *executor) prepare(ctx context.Context, id string, s *step, root bk.Moun
 	spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
 	s.spec = spec
 	return u.run, workdir(s.root, meta.Cwd, int(uid), int(gid))
+}
+
+// parent is the parent cgroup of a step that asks for one. The image of a
+// frontend may ask as well as a client: it gets a folder below the engine's own,
+// or under systemd, where slices are the host's, one that a client has named.
+func (x *executor) parent(asked string, u *undo) (string, error) {
+	own := x.o.CgroupParent
+	switch {
+	case asked == "":
+		return own, nil
+	case !parentName.MatchString(asked):
+		return "", fault.Invalidf("cgroup-parent %q is not valid: use names of letters, digits, _ . @ -, joined by /", asked)
+	case !strings.HasSuffix(own, ":"):
+		u.add(leaveCgroup(own, asked))
+		return filepath.Join("/", own, asked), nil
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if !x.slices[asked] {
+		return "", fault.Forbiddenf("a frontend asks for the cgroup-parent %q: it may use a slice that the build names itself (--cgroup-parent %s)", asked, asked)
+	}
+	return asked, nil
+}
+
+// maxSlices bounds the slices that clients of this daemon have named.
+const maxSlices = 1000
+
+// allow notes that a client wants a parent cgroup for its steps.
+func (x *executor) allow(parent string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.slices) < maxSlices {
+		x.slices[parent] = true
+	}
 }
 
 // defaultHostname is buildkitd's.

@@ -77,7 +77,7 @@ func newNode(o Options, steps *executor) (*node, error) {
 		ID: id, Root: root, Labels: labels, Platforms: archutil.SupportedPlatforms(true), GCPolicy: policy(o.Root),
 		BuildkitVersion: client.BuildkitVersion{Package: version.Package, Version: version.Version, Revision: version.Revision, DockerfileVersion: dockerfileversion.Version()},
 		Executor:        steps, Snapshotter: sn, ContentStore: containerdsnapshot.NewContentStore(c.ContentStore(), o.Namespace),
-		Applier: inSpace{o.Namespace, c.DiffService()}, Differ: inSpace{o.Namespace, c.DiffService()}, ImageStore: spaceImages{o.Namespace, c.ImageService()}, RegistryHosts: o.Hosts, LeaseManager: lm,
+		Applier: inSpace{o.Namespace, c.DiffService()}, Differ: inSpace{o.Namespace, c.DiffService()}, ImageStore: spaceImages{o.Namespace, c.ImageService()}, RegistryHosts: ownHosts(o.Hosts), LeaseManager: lm,
 		GarbageCollect: func(ctx context.Context) (gc.Stats, error) {
 			// A lease that is deleted synchronously makes containerd collect.
 			l, err := lm.Create(ctx, leases.WithRandomID())

@@ -24,7 +24,7 @@ var may = map[string][]string{
 	"format":  {"format", "core", "lib"},
 	"core":    {"core", "lib"},
 	"lib":     {"lib"},
-	"library": {},
+	"library": {"format"},
 	"test":    {"test", "lib", "core", "format", "cli", "app", "engine"},
 }
 

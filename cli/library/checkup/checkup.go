@@ -51,9 +51,9 @@ type Check struct {
 var Names = []string{"small", "secrets", "starts", "user", "health", "logs", "stop", "volume"}
 
 // Examine runs the checks on an image that the engine has. Only what keeps the
-// checks from being made is an error.
-func Examine(ctx context.Context, engine client.APIClient, r *recipe.Recipe, id string) ([]Check, error) {
-	x := &exam{e: engine, r: r, image: id, c: withDefaults(r)}
+// checks from being made is an error. What it makes for a while has the labels.
+func Examine(ctx context.Context, engine client.APIClient, r *recipe.Recipe, id string, labels map[string]string) ([]Check, error) {
+	x := &exam{e: engine, r: r, image: id, c: withDefaults(r), labels: labels}
 	defer x.clean(context.WithoutCancel(ctx))
 	image, err := engine.ImageInspect(ctx, id)
 	if err != nil {
@@ -90,6 +90,8 @@ type exam struct {
 	c     recipe.Check
 	image string
 	list  []Check
+
+	labels map[string]string
 
 	main    string // container of the service
 	output  string // of one-shot commands
@@ -134,7 +136,7 @@ var secret = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----`)
 
 // secrets reads the image's files where keys, passwords and ids are kept.
 func (x *exam) secrets(ctx context.Context) error {
-	c, err := x.e.ContainerCreate(ctx, client.ContainerCreateOptions{Config: &container.Config{Image: x.image, Entrypoint: []string{"none"}, Labels: labels}})
+	c, err := x.e.ContainerCreate(ctx, client.ContainerCreateOptions{Config: &container.Config{Image: x.image, Entrypoint: []string{"none"}, Labels: x.labels}})
 	if err != nil {
 		return err
 	}
@@ -186,8 +188,6 @@ func secretIn(name string, b []byte) string {
 	return ""
 }
 
-var labels = map[string]string{"org.berth.library.check": "1"}
-
 // prepare makes volumes, a network where one is needed, and what runs beside.
 func (x *exam) prepare(ctx context.Context, image client.ImageInspectResult) error {
 	folders := slices.Clone(x.c.Volumes)
@@ -198,7 +198,7 @@ func (x *exam) prepare(ctx context.Context, image client.ImageInspectResult) err
 	}
 	slices.Sort(folders)
 	for _, f := range folders {
-		v, err := x.e.VolumeCreate(ctx, client.VolumeCreateOptions{Labels: labels})
+		v, err := x.e.VolumeCreate(ctx, client.VolumeCreateOptions{Labels: x.labels})
 		if err != nil {
 			return err
 		}
@@ -208,12 +208,12 @@ func (x *exam) prepare(ctx context.Context, image client.ImageInspectResult) err
 		return nil
 	}
 	x.network = "berth-library-" + x.r.Name
-	if _, err := x.e.NetworkCreate(ctx, x.network, client.NetworkCreateOptions{Labels: labels}); err != nil {
+	if _, err := x.e.NetworkCreate(ctx, x.network, client.NetworkCreateOptions{Labels: x.labels}); err != nil {
 		return err
 	}
 	for _, w := range x.c.With {
 		c, err := x.e.ContainerCreate(ctx, client.ContainerCreateOptions{
-			Config:     &container.Config{Image: w.Image, Env: w.Env, Labels: labels},
+			Config:     &container.Config{Image: w.Image, Env: w.Env, Labels: x.labels},
 			HostConfig: &container.HostConfig{NetworkMode: container.NetworkMode(x.network)},
 			NetworkingConfig: &network.NetworkingConfig{EndpointsConfig: map[string]*network.EndpointSettings{
 				x.network: {Aliases: []string{w.Alias}},
@@ -243,7 +243,7 @@ func (x *exam) create(ctx context.Context, args []string) (string, error) {
 	if x.network != "" {
 		h.NetworkMode = container.NetworkMode(x.network)
 	}
-	c, err := x.e.ContainerCreate(ctx, client.ContainerCreateOptions{Config: &container.Config{Image: x.image, Cmd: args, Env: x.c.Env, Labels: labels}, HostConfig: h})
+	c, err := x.e.ContainerCreate(ctx, client.ContainerCreateOptions{Config: &container.Config{Image: x.image, Cmd: args, Env: x.c.Env, Labels: x.labels}, HostConfig: h})
 	return c.ID, err
 }
 

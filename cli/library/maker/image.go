@@ -80,14 +80,16 @@ func (m *Maker) pack(ctx context.Context, p *plan, base *Result, tree *layer.Tre
 
 func (m *Maker) architecture() string { return m.o.Mirror.GoArchitecture() }
 
-// load gives the engine an image of one tree without a name, and its id.
-func (m *Maker) load(ctx context.Context, tree *layer.Tree, epoch time.Time) (string, error) {
+// load gives the engine an image of one tree without a name, and its id: one of
+// this build alone, which it may remove.
+func (m *Maker) load(ctx context.Context, tree *layer.Tree) (string, error) {
+	now := time.Now()
 	image := dockerspec.DockerOCIImage{Image: ocispec.Image{
-		Created: &epoch, Platform: ocispec.Platform{Architecture: m.architecture(), OS: "linux"}, RootFS: ocispec.RootFS{Type: "layers"},
-		History: []ocispec.History{{Created: &epoch, CreatedBy: "step of the library"}},
+		Created: &now, Platform: ocispec.Platform{Architecture: m.architecture(), OS: "linux"}, RootFS: ocispec.RootFS{Type: "layers"},
+		History: []ocispec.History{{Created: &now, CreatedBy: "step of the library"}},
 	}}
-	image.Config.Labels = map[string]string{labelStep: "root"}
-	id, _, err := m.send(ctx, tree, nil, image, nil, epoch)
+	image.Config.Labels = m.temporary("root")
+	id, _, err := m.send(ctx, tree, nil, image, nil, now)
 	return id, err
 }
 

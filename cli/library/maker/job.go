@@ -51,7 +51,7 @@ func (j *job) run(ctx context.Context) (*layer.Tree, error) {
 	e := j.m.o.Engine
 	image := j.image
 	if j.root != nil {
-		id, err := j.m.load(ctx, j.root, j.p.epoch)
+		id, err := j.m.load(ctx, j.root)
 		if err != nil {
 			return nil, fmt.Errorf("load the unpacked root: %w", err)
 		}
@@ -61,7 +61,7 @@ func (j *job) run(ctx context.Context) (*layer.Tree, error) {
 	created, err := e.ContainerCreate(ctx, client.ContainerCreateOptions{
 		Config: &container.Config{
 			Image: image, User: "0", WorkingDir: "/", Hostname: "localhost", Entrypoint: []string{"/bin/sh", "/" + work + "/run"},
-			Env: j.env(), Labels: map[string]string{labelStep: j.p.recipe.Name},
+			Env: j.env(), Labels: j.m.temporary(j.p.recipe.Name),
 			Healthcheck: &container.HealthConfig{Test: []string{"NONE"}},
 		},
 		HostConfig: &container.HostConfig{NetworkMode: "none"},

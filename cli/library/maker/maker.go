@@ -35,7 +35,8 @@ const LabelInputs = "org.berth.library.inputs"
 
 const labelStep = "org.berth.library.step"
 
-// Options says how images are made. Library, Engine and Mirror are needed.
+// Options says how images are made. Library and Mirror are needed, Engine
+// unless packages are only fetched.
 type Options struct {
 	Library fs.FS
 	Engine  client.APIClient
@@ -89,12 +90,17 @@ type stage struct {
 	packages [][]*debian.Package // by step
 }
 
-// New opens the mirror.
+// New opens the mirror, and removes what killed builds have left in the engine.
 func New(ctx context.Context, o Options) (*Maker, error) {
 	if o.Say == nil {
 		o.Say = func(Report) {}
 	}
 	m := &Maker{o: o, done: map[string]*Result{}}
+	if o.Engine != nil {
+		if err := m.removeLeftovers(ctx); err != nil {
+			return nil, fmt.Errorf("remove what an earlier build has left: %w", err)
+		}
+	}
 	o.Say(Report{Step: "index", Detail: o.Mirror.Name()})
 	var err error
 	if o.Locked != nil {
@@ -110,6 +116,9 @@ func New(ctx context.Context, o Options) (*Maker, error) {
 	}
 	return m, nil
 }
+
+// Close leaves the mirror's cache.
+func (m *Maker) Close() error { return m.o.Mirror.Close() }
 
 // Fetch brings all that the images need into the cache.
 func (m *Maker) Fetch(ctx context.Context, names ...string) error {

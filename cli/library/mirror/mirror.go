@@ -17,6 +17,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -54,8 +55,10 @@ type Options struct {
 
 // Mirror is one or two archives and a cache.
 type Mirror struct {
-	o    Options
-	keys openpgp.EntityList
+	o     Options
+	keys  openpgp.EntityList
+	users map[string]*url.Userinfo // by address of an archive: who asks, never shown
+	hold  *hold
 
 	mu    sync.Mutex
 	whole map[string]bool // files of the cache whose digest was seen, by path
@@ -64,7 +67,7 @@ type Mirror struct {
 // ErrOffline says that something is not in the cache and must not be fetched.
 var ErrOffline = errors.New("not in the cache, and the mirror is not to be asked")
 
-// New prepares a mirror; it fetches nothing yet.
+// New prepares a mirror; it fetches nothing yet. Close it.
 func New(o Options) (*Mirror, error) {
 	if o.Keyring == "" {
 		o.Keyring = DefaultKeyring
@@ -84,10 +87,19 @@ func New(o Options) (*Mirror, error) {
 	if o.Security == "" {
 		o.Security = security
 	}
+	m := &Mirror{keys: keys, users: map[string]*url.Userinfo{}, whole: map[string]bool{}}
 	for _, a := range []*string{&o.Main, &o.Security} {
-		*a = strings.TrimRight(*a, "/")
-		if u, err := url.Parse(*a); *a != "none" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
-			return nil, fmt.Errorf("mirror %q: not an http or https address", *a)
+		if *a == "none" {
+			continue
+		}
+		u, err := url.Parse(strings.TrimRight(*a, "/"))
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+			return nil, fmt.Errorf("mirror %q: not an http or https address", userinfo.ReplaceAllString(*a, "//"))
+		}
+		who := u.User
+		u.User = nil
+		if *a = u.String(); who != nil {
+			m.users[*a] = who
 		}
 	}
 	if goNames[o.Architecture] == "" {
@@ -96,8 +108,31 @@ func New(o Options) (*Mirror, error) {
 	if o.Client == nil {
 		o.Client = &http.Client{}
 	}
-	return &Mirror{o: o, keys: keys, whole: map[string]bool{}}, nil
+	m.o = o
+	if m.hold, err = take(o.Cache); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
+
+// userinfo is what stands before the host in what may not be an address at all.
+var userinfo = regexp.MustCompile(`//[^/]*@`)
+
+// Close leaves the cache.
+func (m *Mirror) Close() error {
+	if m.hold.file == nil {
+		return nil
+	}
+	return m.hold.file.Close()
+}
+
+// CacheID names the cache; "" where it cannot be written. What a library build
+// leaves in an engine carries it.
+func (m *Mirror) CacheID() string { return m.hold.id }
+
+// Alone says that no other program worked with this cache when this one began:
+// what carries its name was left behind.
+func (m *Mirror) Alone() bool { return m.hold.alone }
 
 // Cache is the folder of the cache.
 func (m *Mirror) Cache() string { return m.o.Cache }
@@ -182,12 +217,9 @@ func fromDeb(at string, known debian.Package) (*debian.Package, error) {
 
 func (m *Mirror) suite(ctx context.Context, s *Snapshot, archive, suite string) error {
 	dist := archive + "/dists/" + suite
-	release, err := m.release(ctx, dist+"/InRelease")
+	release, err := m.release(ctx, dist+"/InRelease", suite)
 	if err != nil {
 		return err
-	}
-	if release.Codename != suite && release.Suite != suite {
-		return fmt.Errorf("the release is of %s", release.Codename)
 	}
 	if release.Date.After(s.Date) {
 		s.Date = release.Date
@@ -256,38 +288,65 @@ func (s *Snapshot) Has(p *debian.Package) bool {
 	return err == nil && info.Size() == p.Size
 }
 
-// release fetches a release file, and remembers it by its address once its
-// signature was seen. Offline it is as good as when it was fetched: it may have
-// expired since.
-func (m *Mirror) release(ctx context.Context, address string) (*debian.Release, error) {
+// release gives the release file of a suite. A fetched one is remembered by its
+// address once its signature was seen, and no older one is taken after it: a
+// signature says who wrote a file, not that it is the last one. Offline the
+// remembered one is as good as when it was fetched: it may have expired since.
+func (m *Mirror) release(ctx context.Context, address, suite string) (*debian.Release, error) {
 	at := filepath.Join(m.o.Cache, "release", hex.EncodeToString(sum([]byte(address)))[:32])
-	var b bytes.Buffer
-	now := time.Now()
+	seen, err := m.seen(at, suite)
 	if m.o.Offline {
-		f, err := os.Open(at)
+		if errors.Is(err, os.ErrNotExist) {
+			err = ErrOffline
+		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path.Base(address), ErrOffline)
+			return nil, fmt.Errorf("%s: %w", path.Base(address), err)
 		}
-		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			return nil, err
-		}
-		now = info.ModTime()
-		if _, err := b.ReadFrom(io.LimitReader(f, maxRelease+1)); err != nil {
-			return nil, err
-		}
-	} else if err := m.fetch(ctx, address, &b, maxRelease, nil); err != nil {
+		return seen, nil
+	}
+	var b bytes.Buffer
+	if err := m.fetch(ctx, address, &b, maxRelease, nil); err != nil {
 		return nil, err
 	}
-	r, err := debian.ReadInRelease(b.Bytes(), m.keys, now)
+	r, err := m.read(b.Bytes(), suite, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	// One that cannot be read any more, by other keys or damaged, is forgotten.
+	if seen != nil && r.Date.Before(seen.Date) {
+		return nil, fmt.Errorf("the mirror offers a release of %s, and %s was seen before: it lags behind, or somebody replays an old one; try later or another mirror (--mirror), or to go back on purpose remove %s",
+			r.Date.Format(time.RFC1123), seen.Date.Format(time.RFC1123), at)
+	}
+	return r, write(at, func(w io.Writer) error { _, err := w.Write(b.Bytes()); return err })
+}
+
+// seen reads the remembered release as of the moment it was fetched.
+func (m *Mirror) seen(at, suite string) (*debian.Release, error) {
+	f, err := os.Open(at)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxRelease+1))
+	if err != nil {
+		return nil, err
+	}
+	return m.read(b, suite, info.ModTime())
+}
+
+func (m *Mirror) read(b []byte, suite string, now time.Time) (*debian.Release, error) {
+	r, err := debian.ReadInRelease(b, m.keys, now)
 	if err != nil {
 		return nil, fmt.Errorf("read InRelease: %w", err)
 	}
-	if m.o.Offline {
-		return r, nil
+	if r.Codename != suite && r.Suite != suite {
+		return nil, fmt.Errorf("the release is of %s", r.Codename)
 	}
-	return r, write(at, func(w io.Writer) error { _, err := w.Write(b.Bytes()); return err })
+	return r, nil
 }
 
 func sum(b []byte) []byte { s := sha256.Sum256(b); return s[:] }
@@ -379,6 +438,12 @@ func (m *Mirror) fetch(ctx context.Context, address string, w io.Writer, limit i
 		return err
 	}
 	req.Header.Set("User-Agent", "berth-library")
+	for archive, who := range m.users {
+		if strings.HasPrefix(address, archive+"/") {
+			password, _ := who.Password()
+			req.SetBasicAuth(who.Username(), password)
+		}
+	}
 	resp, err := m.o.Client.Do(req)
 	if err != nil {
 		return err
@@ -421,7 +486,7 @@ func write(at string, fill func(io.Writer) error) (err error) {
 	if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(at), ".part-")
+	f, err := os.CreateTemp(filepath.Dir(at), partPrefix)
 	if err != nil {
 		return err
 	}
