@@ -70,7 +70,7 @@ func (n *node) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt s
 func ownHosts(next docker.RegistryHosts) docker.RegistryHosts {
 	return func(domain string) ([]docker.RegistryHost, error) {
 		if domain == scannerHost {
-			return nil, fmt.Errorf("%s is no registry: its images are the engine's own", scannerHost)
+			return nil, nil // no error: a fetcher is made for what is here already, too
 		}
 		return next(domain)
 	}
