@@ -280,7 +280,7 @@ func (p *planner) scale(s types.ServiceConfig) int {
 	if n, ok := p.in.Policy.Scale[s.Name]; ok {
 		return n
 	}
-	if global(s) {
+	if global(s) && s.Scale == nil { // a scale that somebody asked for stays
 		return 1
 	}
 	return s.GetScale()

@@ -39,7 +39,7 @@ func (p *planner) service(s types.ServiceConfig) error {
 	if err != nil {
 		return err
 	}
-	v := &serviceView{planner: p, s: s, hash: hash, want: p.scale(s), infra: p.infra(s), removed: map[string]string{}, beside: map[string]ObservedContainer{}}
+	v := &serviceView{planner: p, s: s, hash: hash, want: p.scale(s), infra: p.infra(s), beside: map[string]ObservedContainer{}}
 	v.have = slices.Clone(p.byService[s.Name])
 	v.why = map[string]string{}
 	for _, c := range v.have {
@@ -66,18 +66,17 @@ func (p *planner) service(s types.ServiceConfig) error {
 // serviceView is one service while it is planned.
 type serviceView struct {
 	*planner
-	s       types.ServiceConfig
-	hash    string
-	want    int
-	have    []ObservedContainer
-	why     map[string]string // container id → why it must be recreated
-	infra   []string          // steps before any of its containers can be made
-	removed map[string]string // name of a container → step that removes it
-	starts  []string          // steps that start, and what hooks follow
-	ready   []string          // what must be before a start; nil until asked for
-	asked   bool
-	beside  map[string]ObservedContainer // container id → its replacement, which an earlier walk has made
-	broken  []ObservedContainer          // replacements of an earlier walk that are not wanted any more
+	s      types.ServiceConfig
+	hash   string
+	want   int
+	have   []ObservedContainer
+	why    map[string]string // container id → why it must be recreated
+	infra  []string          // steps before any of its containers can be made
+	starts []string          // steps that start, and what hooks follow
+	ready  []string          // what must be before a start; nil until asked for
+	asked  bool
+	beside map[string]ObservedContainer // container id → its replacement, which an earlier walk has made
+	broken []ObservedContainer          // replacements of an earlier walk that are not wanted any more
 }
 
 // pair finds the replacements that an earlier walk has left beside the old
@@ -319,9 +318,9 @@ func (v *serviceView) giveBack(fresh ObservedContainer) {
 
 func (v *serviceView) remove(c ObservedContainer, why string) {
 	stop := v.stop(c, why, v.gone[c.ID])
-	v.removed[c.Name] = v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop)...))
-	v.freed[c.Name] = v.removed[c.Name]
-	v.leaving[v.s.Name] = append(v.leaving[v.s.Name], v.removed[c.Name])
+	removed := v.add(v.step(Remove, c, why, append(slices.Clone(v.gone[c.ID]), stop)...))
+	v.freed[c.Name] = removed
+	v.leaving[v.s.Name] = append(v.leaving[v.s.Name], removed)
 }
 
 // keep leaves a container as it is, and sees that it runs.
@@ -338,9 +337,7 @@ func (v *serviceView) keep(c ObservedContainer) {
 		}
 	}
 	stop := v.stopped[c.ID]
-	for _, gone := range v.removed {
-		after = append(after, gone) // a port may come free by it
-	}
+	after = append(after, v.leaving[v.s.Name]...) // a port may come free by it
 	switch {
 	case v.in.Policy.NoStart, v.in.Repair && c.State == "exited" && stop == "":
 		v.out.Kept = append(v.out.Kept, c.Name)
@@ -364,9 +361,7 @@ func tempName(id, final string) string {
 func (v *serviceView) create(number int) {
 	c := ObservedContainer{Name: containerName(v.project.Name, v.s, number, v.sep), Number: number}
 	after := append(slices.Clone(v.infra), v.freed[c.Name])
-	for _, gone := range v.removed {
-		after = append(after, gone)
-	}
+	after = append(after, v.leaving[v.s.Name]...)
 	made := v.add(v.step(Create, c, fmt.Sprintf("there are %d of %d", len(v.have), v.want), after...))
 	if !v.in.Policy.NoStart {
 		v.start(c, "it is new", made)
