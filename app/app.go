@@ -330,13 +330,16 @@ func (d *daemon) build(ctx context.Context, b Build) error {
 
 // doors gives each request to the door whose path it has.
 func doors(docker, own http.Handler, debug bool) http.Handler {
-	inside := debugDoor()
+	var inside http.Handler
+	if debug {
+		inside = debugDoor()
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, native.Prefix) {
 			own.ServeHTTP(w, r)
 			return
 		}
-		if debug && strings.HasPrefix(r.URL.Path, "/debug/") {
+		if inside != nil && strings.HasPrefix(r.URL.Path, "/debug/") {
 			inside.ServeHTTP(w, r)
 			return
 		}

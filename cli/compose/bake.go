@@ -56,20 +56,9 @@ type bakeTarget struct {
 	Attest           []string          `json:"attest,omitempty"`
 }
 
-// printBake writes the builds of a project as a file for `docker buildx bake`.
-func (t *tool) printBake(ctx context.Context, o buildOptions, services []string) error {
-	a, err := t.load(ctx, nil)
-	if err != nil {
-		return err
-	}
-	if err := known(a, services); err != nil {
-		return err
-	}
-	order, err := buildOrder(a, services, o.deps)
-	if err != nil {
-		return err
-	}
-	text, err := t.bakeFile(o, a.Project, order)
+// printBake writes the builds of some services as a file for `docker buildx bake`.
+func (t *tool) printBake(o buildOptions, p *types.Project, order []string) error {
+	text, err := t.bakeFile(o, p, order)
 	if err != nil {
 		return err
 	}

@@ -61,10 +61,7 @@ func (t *tool) buildCommand() *cobra.Command {
 }
 
 func (t *tool) build(ctx context.Context, o buildOptions, services []string) error {
-	if o.print {
-		return t.printBake(ctx, o, services)
-	}
-	if o.memory != 0 {
+	if o.memory != 0 && !o.print {
 		return errors.New("--memory is not supported: BuildKit bounds no single build; the daemon bounds all of them together")
 	}
 	var chosen []string
@@ -81,6 +78,9 @@ func (t *tool) build(ctx context.Context, o buildOptions, services []string) err
 	order, err := buildOrder(a, services, o.deps)
 	if err != nil {
 		return err
+	}
+	if o.print {
+		return t.printBake(o, a.Project, order)
 	}
 	if len(order) == 0 {
 		t.warn("%s", say("No services to build", "No hay servicios que construir"))

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 
 	"github.com/berth-project/berth/core/container"
+	"github.com/berth-project/berth/test/kit"
 )
 
 func act(t *testing.T, s *Service, verb string, r ActRequest) Result {
@@ -264,14 +266,16 @@ func jobApp(concurrency, missed string, on types.DependsOnConfig) *App {
 	return a
 }
 
-// eventually waits for a condition; the test's own time limit ends a wait for ever.
+// eventually waits for a condition.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); {
-		if time.Now().After(end) {
-			t.Fatalf("it did not come to this: %s", what)
+	if err := kit.Until(20*time.Second, func() error {
+		if !ok() {
+			return errors.New(what)
 		}
-		time.Sleep(time.Millisecond) // between two looks
+		return nil
+	}); err != nil {
+		t.Fatalf("it did not come to this: %v", err)
 	}
 }
 

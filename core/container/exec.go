@@ -258,13 +258,16 @@ func (x *execution) remember(long time.Duration) {
 		if running {
 			return // it was started at the last moment
 		}
-		x.s.mu.Lock()
-		delete(x.s.execs, x.x.ID)
-		x.s.mu.Unlock()
-		x.e.mu.Lock()
-		delete(x.e.execs, x.x.ID)
-		x.e.mu.Unlock()
+		x.s.dropExec(x.e, x.x.ID)
 	})
+}
+
+// dropped ends the memory of an exec that nobody finds any more: its timer
+// would hold it. mu is held.
+func (x *execution) dropped() {
+	if x.memory != nil {
+		x.memory.Stop()
+	}
 }
 
 // ExecGet tells of an exec.

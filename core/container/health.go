@@ -136,11 +136,17 @@ func (s *Service) probe(ctx context.Context, e *entry, h HealthCheck) HealthResu
 
 func (s *Service) dropExec(e *entry, id string) {
 	s.mu.Lock()
+	x := s.execs[id]
 	delete(s.execs, id)
 	s.mu.Unlock()
 	e.mu.Lock()
 	delete(e.execs, id)
 	e.mu.Unlock()
+	if x != nil {
+		x.mu.Lock()
+		x.dropped()
+		x.mu.Unlock()
+	}
 }
 
 // judge adds a result to the state: one success makes healthy, a row of

@@ -213,8 +213,11 @@ func (s *Service) forget(e *entry) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for id := range e.execs {
+	for id, x := range e.execs {
 		delete(s.execs, id)
+		x.mu.Lock()
+		x.dropped()
+		x.mu.Unlock()
 	}
 }
 

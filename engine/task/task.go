@@ -219,10 +219,12 @@ func (r *Runtime) lasted(namespaces map[string]string) error {
 		if _, err := fmt.Sscanf(path, "/proc/%d/ns/", &pid); err != nil {
 			continue // one that a mount holds
 		}
-		for id, first := range r.first {
-			if first.Pid == pid && proc.Of(pid) != first {
-				return fault.Conflictf("cannot join %s namespace of a non running container: container %s is exited", kind, id)
-			}
+		now, there := proc.Of(pid), false
+		for _, first := range r.first {
+			there = there || first == now
+		}
+		if !there {
+			return fault.Conflictf("cannot join %s namespace of a non running container", kind)
 		}
 	}
 	return nil

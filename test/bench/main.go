@@ -23,15 +23,7 @@ import (
 	"github.com/berth-project/berth/test/kit"
 )
 
-func main() {
-	os.Exit(kit.Enter(func() int {
-		if err := run(); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
-			return 1
-		}
-		return 0
-	}))
-}
+func main() { kit.Command("bench", run) }
 
 // result is one measurement of one engine; smaller is better unless more says otherwise.
 type result struct {

@@ -19,14 +19,7 @@ import (
 // The disk fills up while an application is brought up: the cause is told, what
 // ran before goes on, and the next up converges once there is room.
 func TestAFullDiskInTheMiddleOfAnUp(t *testing.T) {
-	root := filepath.Join(kit.Root(), t.Name(), "data")
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=1g"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	root := kit.SmallDisk(t)
 	w := own(t)
 	// Its files go into a new volume: more than there will be room for.
 	big := make([]byte, 4<<20)

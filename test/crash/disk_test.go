@@ -22,14 +22,7 @@ const answer = 20 * time.Second
 // with a reason in bounded time, what runs goes on, and all works again once
 // there is room, without a restart.
 func TestAFullDisk(t *testing.T) {
-	root := filepath.Join(kit.Root(), t.Name(), "data")
-	if err := os.MkdirAll(root, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=1g"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	root := kit.SmallDisk(t)
 	e := engine(t)
 	ctx := context.Background()
 	run := func(name string) error {

@@ -77,6 +77,17 @@ func Count(m *testing.M) int {
 	return code
 }
 
+// Command is the main of a program that starts engines; it says how it failed.
+func Command(name string, run func() error) {
+	os.Exit(Enter(func() int {
+		if err := run(); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+			return 1
+		}
+		return 0
+	}))
+}
+
 // Enter runs fn inside namespaces of its own and returns its exit code.
 func Enter(fn func() int) int {
 	switch os.Getenv(stageVar) {
@@ -261,4 +272,19 @@ func Tool(t testing.TB, name string) string {
 		Skip(t, "%s is not built (make test-tools)", name)
 	}
 	return path
+}
+
+// SmallDisk gives the engine that a test starts under its own name a data root
+// that is a file system of 1 GiB, which the test may fill up.
+func SmallDisk(t testing.TB) string {
+	t.Helper()
+	root := filepath.Join(Root(), t.Name(), "data")
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=1g"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(root, unix.MNT_DETACH) })
+	return root
 }

@@ -19,15 +19,7 @@ import (
 	"github.com/berth-project/berth/test/kit"
 )
 
-func main() {
-	os.Exit(kit.Enter(func() int {
-		if err := run(); err != nil {
-			fmt.Fprintln(os.Stderr, "bench-compose:", err)
-			return 1
-		}
-		return 0
-	}))
-}
+func main() { kit.Command("bench-compose", run) }
 
 func run() error {
 	out := flag.String("o", "", "write a page of Markdown to this file")
