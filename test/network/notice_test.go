@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -12,9 +13,11 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/berth-project/berth/core/network"
 	"github.com/berth-project/berth/engine/firewall"
-	"golang.org/x/sys/unix"
+	"github.com/berth-project/berth/test/kit"
 )
 
 // listeners makes the receive buffers of this process's sockets for notices of
@@ -67,19 +70,19 @@ func listeners(t *testing.T) (lost func() int) {
 	}
 }
 
-// counter is a log that counts its warnings.
-type counter struct {
+// record is a log that can be read while it is written.
+type record struct {
 	mu sync.Mutex
 	b  strings.Builder
 }
 
-func (c *counter) Write(p []byte) (int, error) {
+func (c *record) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.b.Write(p)
 }
 
-func (c *counter) text() string {
+func (c *record) text() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.b.String()
@@ -88,7 +91,7 @@ func (c *counter) text() string {
 // However much the engine writes itself, it is not taken for another's doing:
 // a repair that was would be followed by a repair for ever.
 func TestOwnChangesAreNoDamage(t *testing.T) {
-	c := &counter{}
+	c := &record{}
 	f := firewall.New("own", slog.New(slog.NewTextHandler(c, nil)))
 	if err := f.Reset(network.Rules{}); err != nil {
 		t.Fatal(err)
@@ -112,14 +115,14 @@ func TestOwnChangesAreNoDamage(t *testing.T) {
 	if out, err := exec.Command("nft", "delete", "table", "inet", "berth-own").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	for end := time.Now().Add(20 * time.Second); ; {
+	if err := kit.Until(20*time.Second, func() error {
 		out, err := exec.Command("nft", "list", "map", "inet", "berth-own", "published4").CombinedOutput()
-		if err == nil && strings.Contains(string(out), "3999") {
-			break
+		if err == nil && !strings.Contains(string(out), "3999") {
+			err = errors.New("the last port is missing")
 		}
-		if time.Now().After(end) {
-			t.Fatalf("not written again: %v\n%s", err, c.text())
-		}
+		return err
+	}); err != nil {
+		t.Fatalf("not written again: %v\n%s", err, c.text())
 	}
 	if n := strings.Count(c.text(), "changed by another program"); n != 1 {
 		t.Errorf("%d repairs of one damage:\n%s", n, c.text())
