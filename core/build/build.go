@@ -13,7 +13,7 @@ import (
 // Request is one build. Exactly one of Context, Remote and Session is set.
 type Request struct {
 	ID      string                // of the client's choice, to cancel it by; "" is none
-	Context io.Reader             // an archive of the context, or a bare Dockerfile
+	Context io.Reader             // an archive of the context, in any compression that lib/inflate knows
 	Remote  string                // address of a git repository or an archive
 	Session string                // id of the client's session, which serves the context
 	Version int                   // 1: told as steps; 2: told as BuildKit tells
@@ -74,6 +74,7 @@ type Log struct {
 
 // Progress is one piece of news; any field may be empty.
 type Progress struct {
+	Begun    bool          // the Dockerfile is understood; what fails from here on fails in its instructions
 	Plan     []Instruction // comes first, where the Dockerfile is known beforehand
 	Steps    []Step
 	Logs     []Log
@@ -85,6 +86,16 @@ type Progress struct {
 type Result struct {
 	ImageID string // "" where the output was no image
 }
+
+// ExitError says that a step's program has ended with a code other than 0.
+type ExitError struct {
+	Command string // its arguments, joined by spaces
+	Code    int
+	Why     string // ": what is known of the cause", or ""
+	Msg     string // the builder's own words
+}
+
+func (e *ExitError) Error() string { return e.Msg }
 
 // Record is one thing in the cache.
 type Record struct {

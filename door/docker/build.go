@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -106,10 +107,16 @@ func (d *Door) build(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	s := &buildStream{w: w, quiet: r.flag("q")}
-	teller := s.trace
 	classic := newClassic(s.text)
-	if req.Version == 1 {
-		teller = classic.tell
+	teller := func(p build.Progress) {
+		if p.Begun {
+			s.open()
+		}
+		classic.tell(p)
+	}
+	if req.Version == 2 {
+		teller = s.trace
+		s.open()
 	}
 	// A body that is still being read must not wait for an answer.
 	_ = http.NewResponseController(w).EnableFullDuplex()
@@ -119,8 +126,7 @@ func (d *Door) build(w http.ResponseWriter, r *request) error {
 		if !s.begun() {
 			return err
 		}
-		_, text := dialect(err)
-		s.send(map[string]any{"errorDetail": map[string]any{"message": text}, "error": text})
+		s.fail(req, err)
 		return nil
 	}
 	s.done(req, res)
@@ -139,20 +145,24 @@ func buildRequest(r *request) (build.Request, error) {
 	case "2":
 		req.Version = 2
 	default:
-		return req, fault.Invalidf("invalid version %s", v)
+		return req, fault.Invalidf("invalid version %q", v)
 	}
 	if r.flag("squash") {
-		return req, fault.Unsupportedf("squash is not supported: use a multi-stage build")
+		return req, fault.Invalidf("squash is not supported: use a multi-stage build")
 	}
 	if iso := q.Get("isolation"); iso != "" && iso != "default" {
-		return req, fault.Invalidf("unsupported isolation: %q", iso)
+		return req, fault.Invalidf("Unsupported isolation: %q", iso)
 	}
 	if opts := q["securityopt"]; len(opts) > 0 {
-		return req, fault.Unsupportedf("security options are not supported for builds (%s): use RUN --security", strings.Join(opts, ", "))
+		return req, fault.Invalidf("security options are not supported for builds (%s): use RUN --security", strings.Join(opts, ", "))
 	}
 	for _, t := range req.Tags {
-		if _, err := reference.ParseNormalizedNamed(t); err != nil {
-			return req, fault.Invalidf("invalid reference format: %s", t)
+		named, err := reference.ParseNormalizedNamed(t)
+		if err != nil {
+			return req, fault.Invalidf("tag %q: %w", t, err)
+		}
+		if _, ok := named.(reference.Digested); ok {
+			return req, fault.Invalidf("tag %q: build tag cannot contain a digest", t)
 		}
 	}
 	var args map[string]*string
@@ -160,10 +170,13 @@ func buildRequest(r *request) (build.Request, error) {
 		Name       string
 		Soft, Hard int64
 	}
-	for name, to := range map[string]any{"buildargs": &args, "labels": &req.Labels, "cachefrom": &req.CacheFrom, "ulimits": &limits, "outputs": &req.Outputs} {
-		if text := q.Get(name); text != "" {
-			if err := json.Unmarshal([]byte(text), to); err != nil {
-				return req, fault.Invalidf("error reading %s: %w", name, err)
+	for _, p := range []struct {
+		key, name string
+		to        any
+	}{{"ulimits", "ulimit settings", &limits}, {"buildargs", "build args", &args}, {"labels", "labels", &req.Labels}, {"cachefrom", "cachefrom", &req.CacheFrom}, {"outputs", "outputs", &req.Outputs}} {
+		if text := q.Get(p.key); text != "" {
+			if err := json.Unmarshal([]byte(text), p.to); err != nil {
+				return req, fault.Invalidf("error reading %s: %w", p.name, err)
 			}
 		}
 	}
@@ -205,6 +218,8 @@ func buildRequest(r *request) (build.Request, error) {
 		return req, err
 	}
 	switch remote := q.Get("remote"); {
+	case remote == "client-session" && req.Version == 1:
+		return req, fault.Invalidf("the context of a session needs version=2 (BuildKit)")
 	case remote == "client-session":
 		req.Session = q.Get("session")
 		if req.Session == "" {
@@ -241,6 +256,10 @@ func registryConfig(r *request) (map[string]image.Auth, error) {
 	return out, nil
 }
 
+// maxHeld bounds the output that a quiet build keeps for the case that it
+// fails, in bytes; of more than twice that the older part goes, and the client is told.
+const maxHeld = 1 << 20
+
 // buildStream sends lines of JSON.
 type buildStream struct {
 	quiet bool
@@ -248,6 +267,8 @@ type buildStream struct {
 	mu      sync.Mutex
 	w       http.ResponseWriter
 	started bool
+	held    []byte // output of a quiet build
+	lost    bool   // not all of it is held
 }
 
 func (s *buildStream) begun() bool {
@@ -256,14 +277,26 @@ func (s *buildStream) begun() bool {
 	return s.started
 }
 
+// open answers that the build has begun: all further news are in the stream.
+func (s *buildStream) open() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begin()
+}
+
+func (s *buildStream) begin() {
+	if s.started {
+		return
+	}
+	s.started = true
+	s.w.Header().Set("Content-Type", "application/json")
+	s.w.WriteHeader(http.StatusOK)
+}
+
 func (s *buildStream) send(v any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.started {
-		s.started = true
-		s.w.Header().Set("Content-Type", "application/json")
-		s.w.WriteHeader(http.StatusOK)
-	}
+	s.begin()
 	e := json.NewEncoder(s.w)
 	e.SetEscapeHTML(false)
 	_ = e.Encode(v) // a client that went away ends the build by its context
@@ -273,7 +306,35 @@ func (s *buildStream) send(v any) {
 func (s *buildStream) text(t string) {
 	if !s.quiet {
 		s.send(map[string]string{"stream": t})
+		return
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = append(s.held, t...)
+	if over := len(s.held) - maxHeld; over > maxHeld {
+		s.held, s.lost = append([]byte(nil), s.held[over:]...), true
+	}
+}
+
+// fail ends the stream with an error. Whoever wanted a quiet build sees now what it said.
+func (s *buildStream) fail(req build.Request, err error) {
+	_, text := dialect(err)
+	detail := map[string]any{"message": text}
+	var exit *build.ExitError
+	if errors.As(err, &exit) {
+		detail["code"] = exit.Code
+		if req.Version == 1 {
+			text = fmt.Sprintf("The command '%s' returned a non-zero code: %d%s", exit.Command, exit.Code, exit.Why)
+			detail["message"] = text
+		}
+	}
+	if len(s.held) > 0 {
+		if s.lost {
+			s.send(map[string]string{"stream": "[earlier output is not kept in a quiet build]\n"})
+		}
+		s.send(map[string]string{"stream": string(s.held)})
+	}
+	s.send(map[string]any{"errorDetail": detail, "error": text})
 }
 
 // trace hands on what BuildKit tells, as clients with BuildKit inside read it.

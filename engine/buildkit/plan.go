@@ -7,17 +7,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"github.com/berth-project/berth/core/build"
+	"github.com/berth-project/berth/lib/fault"
 	"github.com/berth-project/berth/lib/inflate"
 )
 
@@ -67,22 +70,36 @@ func archive(f *os.File) (io.Reader, error) {
 }
 
 // plan lists the instructions that a build goes through, in the order of the
-// Dockerfile; nil where that cannot be told. The file is rewound.
-func plan(ctx context.Context, f *os.File, r build.Request) []build.Instruction {
+// Dockerfile; begun tells that nothing is wrong with the file, its target and
+// its platform, as far as that can be told without BuildKit, which says best
+// what is wrong. A context that is no archive is an error. The file is rewound.
+func plan(ctx context.Context, f *os.File, r build.Request) (list []build.Instruction, begun bool, err error) {
 	defer func() { _, _ = f.Seek(0, io.SeekStart) }()
 	text, err := dockerfileOf(whileAlive{ctx, f}, r.Dockerfile)
-	if err != nil {
-		return nil
+	switch {
+	case ctx.Err() != nil:
+		return nil, false, context.Cause(ctx)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, false, nil // a link may lead to it
+	case err != nil:
+		return nil, false, fault.Invalidf("the context is no readable archive: %w", err)
 	}
 	parsed, err := parser.Parse(bytes.NewReader(text))
 	if err != nil {
-		return nil // BuildKit tells it better
+		return nil, false, nil
 	}
 	stages, meta, err := instructions.Parse(parsed.AST, linter.New(&linter.Config{}))
-	if err != nil || len(stages) == 0 || len(stages) > maxStages {
-		return nil
+	if err != nil || len(stages) == 0 || r.Target != "" && stageOf(stages, r.Target, len(stages)) < 0 {
+		return nil, false, nil
 	}
-	var list []build.Instruction
+	if r.Platform != "" {
+		if _, err := platforms.Parse(r.Platform); err != nil {
+			return nil, false, nil
+		}
+	}
+	if len(stages) > maxStages {
+		return nil, true, nil
+	}
 	for _, a := range meta {
 		list = append(list, build.Instruction{Text: a.String()})
 	}
@@ -92,7 +109,7 @@ func plan(ctx context.Context, f *os.File, r build.Request) []build.Instruction 
 			list = append(list, stagePlan(stages, i, s, several(stages))...)
 		}
 	}
-	return list
+	return list, true, nil
 }
 
 // several tells whether BuildKit puts the name of a stage before its steps: it
@@ -133,6 +150,9 @@ func dockerfileOf(r io.Reader, name string) ([]byte, error) {
 	defer plain.Close()
 	for t := tar.NewReader(plain); ; {
 		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return nil, fs.ErrNotExist
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -142,22 +162,24 @@ func dockerfileOf(r io.Reader, name string) ([]byte, error) {
 	}
 }
 
+// stageOf finds a stage by its number or name among those before one; -1 is none.
+func stageOf(stages []instructions.Stage, name string, before int) int {
+	if n, err := strconv.Atoi(name); err == nil && n >= 0 && n < before {
+		return n
+	}
+	for i := before - 1; i >= 0; i-- {
+		if name != "" && strings.EqualFold(stages[i].Name, name) {
+			return i
+		}
+	}
+	return -1
+}
+
 // reachable tells which stages the target needs.
 func reachable(stages []instructions.Stage, target string) map[int]bool {
-	find := func(name string, before int) int {
-		if n, err := strconv.Atoi(name); err == nil && n >= 0 && n < before {
-			return n
-		}
-		for i := before - 1; i >= 0; i-- {
-			if name != "" && strings.EqualFold(stages[i].Name, name) {
-				return i
-			}
-		}
-		return -1
-	}
 	last := len(stages) - 1
 	if target != "" {
-		if i := find(target, len(stages)); i >= 0 {
+		if i := stageOf(stages, target, len(stages)); i >= 0 {
 			last = i
 		}
 	}
@@ -169,14 +191,14 @@ func reachable(stages []instructions.Stage, target string) map[int]bool {
 			continue
 		}
 		used[i] = true
-		todo = append(todo, find(stages[i].BaseName, i))
+		todo = append(todo, stageOf(stages, stages[i].BaseName, i))
 		for _, c := range stages[i].Commands {
 			switch c := c.(type) {
 			case *instructions.CopyCommand:
-				todo = append(todo, find(c.From, i))
+				todo = append(todo, stageOf(stages, c.From, i))
 			case *instructions.RunCommand:
 				for _, m := range instructions.GetMounts(c) {
-					todo = append(todo, find(m.From, i))
+					todo = append(todo, stageOf(stages, m.From, i))
 				}
 			}
 		}

@@ -36,14 +36,14 @@ func packed(t *testing.T, dockerfile string) *os.File {
 func TestAPlanHasLimits(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	two := packed(t, "FROM scratch AS a\nFROM a\nENV X=1\n")
-	if got := plan(ctx, two, build.Request{}); len(got) != 3 {
+	if got, begun, err := plan(ctx, two, build.Request{}); len(got) != 3 || !begun || err != nil {
 		t.Errorf("two stages: %+v", got)
 	}
-	if got := plan(ctx, packed(t, strings.Repeat("FROM scratch\n", maxStages+1)), build.Request{}); got != nil {
+	if got, begun, err := plan(ctx, packed(t, strings.Repeat("FROM scratch\n", maxStages+1)), build.Request{}); got != nil || !begun || err != nil {
 		t.Errorf("%d instructions of too many stages", len(got))
 	}
 	cancel()
-	if got := plan(ctx, two, build.Request{}); got != nil {
+	if got, _, err := plan(ctx, two, build.Request{}); got != nil || err == nil {
 		t.Errorf("a build that is over was planned: %+v", got)
 	}
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/berth-project/berth/core/build"
 	"github.com/berth-project/berth/core/image"
 	"github.com/berth-project/berth/lib/fault"
+	"github.com/berth-project/berth/lib/redact"
 )
 
 // dial connects to the builder within this process.
@@ -68,18 +69,26 @@ func (b *Builder) Build(ctx context.Context, r build.Request, tell func(build.Pr
 	if err != nil {
 		return build.Result{}, err
 	}
+	begun := false
 	if r.Context != nil {
 		spool, err := b.spool(r.Context)
 		if err != nil {
 			return build.Result{}, err
 		}
 		defer spool.Close()
-		if list := plan(ctx, spool, r); len(list) > 0 {
-			tell(build.Progress{Plan: list})
+		list, ok, err := plan(ctx, spool, r)
+		if err != nil {
+			return build.Result{}, err
+		}
+		if begun = ok; begun {
+			tell(build.Progress{Begun: true, Plan: list})
 		}
 		if r.Context, err = archive(spool); err != nil {
 			return build.Result{}, err
 		}
+	}
+	if r.Remote != "" && !isRemote(r.Remote) {
+		return build.Result{}, fault.Invalidf("remoteURL (%s) could not be recognized as URL: use http://, https:// or a git repository", redact.URLs(r.Remote))
 	}
 	if r.Session == "" {
 		end, err := b.serve(ctx, r, req)
@@ -97,7 +106,14 @@ func (b *Builder) Build(ctx context.Context, r build.Request, tell func(build.Pr
 	if err != nil {
 		stop() // its status may never end
 		_ = g.Wait()
-		return build.Result{}, clean(ctx, err)
+		if ctx.Err() != nil {
+			return build.Result{}, context.Cause(ctx)
+		}
+		text := plainText(err)
+		if !begun && r.Remote != "" && !beforehand(text) {
+			tell(build.Progress{Begun: true})
+		}
+		return build.Result{}, failure(r, text)
 	}
 	if err := g.Wait(); err != nil {
 		return build.Result{}, err
@@ -107,16 +123,6 @@ func (b *Builder) Build(ctx context.Context, r build.Request, tell func(build.Pr
 		id = resp.ExporterResponse[exptypes.ExporterImageDigestKey]
 	}
 	return build.Result{ImageID: id}, nil
-}
-
-// clean takes BuildKit's wrapping off an error.
-func clean(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	text := strings.TrimPrefix(err.Error(), "rpc error: code = Unknown desc = ")
-	text = strings.TrimPrefix(text, "failed to solve: ")
-	return fault.Invalidf("%s", text)
 }
 
 // enter notes a build that may be cancelled by its id.

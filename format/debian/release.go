@@ -49,9 +49,9 @@ func ReadInRelease(b []byte, keys openpgp.EntityList, now time.Time) (*Release, 
 	if len(b) > maxRelease {
 		return nil, fmt.Errorf("larger than %d bytes", maxRelease)
 	}
-	block, rest := clearsign.Decode(b)
-	if block == nil {
-		return nil, fmt.Errorf("not a signed text")
+	block, rest, err := decode(b)
+	if err != nil {
+		return nil, err
 	}
 	if len(bytes.TrimSpace(rest)) > 0 {
 		return nil, fmt.Errorf("something follows the signature")
@@ -69,6 +69,20 @@ func ReadInRelease(b []byte, keys openpgp.EntityList, now time.Time) (*Release, 
 	}
 	r.Signer = signer
 	return r, nil
+}
+
+// decode splits a signed text. clearsign panics where nothing is between the
+// head and the signature.
+func decode(b []byte) (block *clearsign.Block, rest []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("not a signed text: %v", p)
+		}
+	}()
+	if block, rest = clearsign.Decode(b); block == nil {
+		return nil, nil, fmt.Errorf("not a signed text")
+	}
+	return block, rest, nil
 }
 
 // verify tries every signature packet alone: Debian signs with several keys,

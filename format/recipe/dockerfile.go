@@ -156,7 +156,7 @@ func logical(text string) ([]line, error) {
 		} else if s != "" {
 			out = append(out, line{i + 1, s})
 		}
-		open = more
+		open = more && (open || s != "")
 	}
 	if open && len(out) > 0 {
 		return nil, fmt.Errorf("line %d: the last line is continued", out[len(out)-1].number)

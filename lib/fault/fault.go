@@ -75,6 +75,11 @@ func NotModifiedf(format string, args ...any) error { return newf(ErrNotModified
 // Forbiddenf says that the effect is not allowed to this caller.
 func Forbiddenf(format string, args ...any) error { return newf(ErrPermission, format, args...) }
 
+// Unauthenticatedf says that whoever asks must first say who they are.
+func Unauthenticatedf(format string, args ...any) error {
+	return newf(ErrUnauthenticated, format, args...)
+}
+
 // Unsupportedf names something that Berth, or this host, does not do.
 func Unsupportedf(format string, args ...any) error { return newf(ErrUnsupported, format, args...) }
 
