@@ -164,9 +164,9 @@ func (r *run) settle(ctx context.Context, s Step, id string) error {
 	}
 	limit, cancel := context.WithTimeout(ctx, watch)
 	defer cancel()
-	within := limit
 	checked := false
-	err := r.s.until(within, r.app.Project.Name, func() (bool, error) {
+	r.hide(id, true)
+	err := r.s.until(limit, r.app.Project.Name, func() (bool, error) {
 		c, err := r.s.o.Containers.Get(ctx, id)
 		if err != nil {
 			return false, err
@@ -194,8 +194,12 @@ func (r *run) settle(ctx context.Context, s Step, id string) error {
 			})
 		}
 	}
-	if err != nil || delay == 0 {
+	if err != nil {
 		return err
+	}
+	r.hide(id, false)
+	if delay == 0 {
+		return nil
 	}
 	timer := time.NewTimer(delay)
 	defer timer.Stop()

@@ -51,6 +51,7 @@ type run struct {
 	failed map[string]error    // steps that failed themselves
 	rolls  map[string]int      // failures of rolling replacements, by service
 	undone map[string]struct{} // services whose replacement was given up
+	hidden map[string]bool     // containers that others of their service answer for
 }
 
 // stepError is the failure of one step.
@@ -78,6 +79,11 @@ func (e stepError) Unwrap() error { return e.err }
 // step that fails takes with it what needs it, and nothing else. When ctx
 // ends, what is under way is finished and nothing further begins.
 func (r *run) walk(ctx context.Context) error {
+	defer func() {
+		if len(r.undone) == 0 { // else what has failed is soon to go
+			r.show()
+		}
+	}()
 	steps := r.plan.Steps
 	at := map[string]int{}
 	for i, s := range steps {
@@ -449,10 +455,32 @@ func (r *run) start(ctx context.Context, s Step, id string) error {
 			r.s.o.Networks.Succeed(container.ID(o.Replaces), container.ID(id))
 		}
 	}
+	if s.Roll != "" {
+		r.hide(id, true) // until it has settled
+	}
 	return ignore(r.s.o.Containers.Start(ctx, id), fault.ErrNotModified)
 }
 
+// hide has the others of a service answer for a container that is not yet, or
+// no longer, to be asked for by the service's name.
+func (r *run) hide(id string, hidden bool) {
+	r.mu.Lock()
+	r.hidden[id] = hidden
+	r.mu.Unlock()
+	r.s.o.Networks.Hide(container.ID(id), hidden)
+}
+
+// show ends all hiding: what is still there may be asked.
+func (r *run) show() {
+	for id, hidden := range r.hidden {
+		if hidden {
+			r.s.o.Networks.Hide(container.ID(id), false)
+		}
+	}
+}
+
 func (r *run) stop(ctx context.Context, s Step, id string) error {
+	r.hide(id, true) // before it hears that it is to end
 	r.preStop(ctx, s, id)
 	err := r.s.o.Containers.Stop(ctx, id, container.StopOptions{Timeout: s.Timeout})
 	return ignore(err, fault.ErrNotModified, fault.ErrNotFound)
@@ -566,7 +594,7 @@ func authFor(all map[string]RegistryAuth, ref string) *image.Auth {
 
 // rollFailed decides what the failure of a replacement means for the rest.
 func (r *run) rollFailed(ctx context.Context, s Step, err error) error {
-	if ctx.Err() != nil || s.Action != Wait && s.Action != Start && s.Action != Create {
+	if ctx.Err() != nil || s.Action != Wait && s.Action != Start && s.Action != Create && s.Action != Hook {
 		return err
 	}
 	roll := rollOf(r.app.Project.Services[s.Service], r.policy)

@@ -45,6 +45,9 @@ type Networks interface {
 	// Succeed lets a container start while another has the host ports that both
 	// ask for: until TakeOver they lead to the other.
 	Succeed(from, to container.ID)
+	// Hide has the names that a container shares with others lead to the others
+	// alone, until it is shown or ends.
+	Hide(id container.ID, hidden bool)
 }
 
 // Volumes is what they need of the volume service.

@@ -307,6 +307,7 @@ func (s *Service) apply(ctx context.Context, op *operation, a *App, r ApplyReque
 	result.Revision = record.Current
 	walk := s.walker(op, a, r.Policy)
 	walk.auth = r.Auth
+	defer walk.show()
 	err = s.converge(ctx, walk, plan)
 	if back := before.before(); len(walk.undone) > 0 && back > 0 && ctx.Err() == nil {
 		result.RolledBack = slices.Sorted(maps.Keys(walk.undone))
@@ -373,7 +374,7 @@ func (s *Service) converge(ctx context.Context, walk *run, plan Plan) error {
 // walker begins the walk of an application's plans.
 func (s *Service) walker(op *operation, a *App, p Policy) *run {
 	return &run{s: s, op: op, app: a, policy: p, sep: separator(p.Compatibility), images: map[string]Image{},
-		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}}
+		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}, hidden: map[string]bool{}}
 }
 
 // part notes, before anything is done, which containers a plan takes off their

@@ -22,6 +22,18 @@ const portDNS = 53
 // names answers the resolver.
 type names struct{ s *Service }
 
+// Hide has the names that a container shares with others lead to the others
+// alone, until it is shown or ends. A name that no other has still leads to it.
+func (s *Service) Hide(id container.ID, hidden bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if hidden {
+		s.hidden[id] = true
+	} else {
+		delete(s.hidden, id)
+	}
+}
+
 // Lookup finds the addresses of a name on the networks of one container.
 func (n names) Lookup(sandbox, name string) (found []netip.Addr, known bool) {
 	s := n.s
@@ -37,6 +49,7 @@ func (n names) Lookup(sandbox, name string) (found []netip.Addr, known bool) {
 			return []netip.Addr{g}, true
 		}
 	}
+	var hidden []netip.Addr
 	for _, e := range b.endpoints {
 		st := s.byID[e.NetworkID]
 		if st == nil || st.Name == "bridge" {
@@ -49,16 +62,23 @@ func (n names) Lookup(sandbox, name string) (found []netip.Addr, known bool) {
 				plain = strings.ToLower(target)
 			}
 		}
-		for _, m := range st.endpoints {
+		for id, m := range st.endpoints {
 			if slices.ContainsFunc(m.Endpoint.DNSNames, func(d string) bool { return strings.EqualFold(d, plain) }) {
 				known = true
+				to := &found
+				if s.hidden[id] {
+					to = &hidden
+				}
 				for _, a := range []netip.Prefix{m.Endpoint.IPv4, m.Endpoint.IPv6} {
 					if a.IsValid() {
-						found = append(found, a.Addr())
+						*to = append(*to, a.Addr())
 					}
 				}
 			}
 		}
+	}
+	if len(found) == 0 {
+		found = hidden
 	}
 	return found, known
 }

@@ -148,6 +148,7 @@ func (s *Service) forget(b *box) {
 	defer s.mu.Unlock()
 	delete(s.boxes, b.id)
 	delete(s.heirs, b.id)
+	delete(s.hidden, b.id)
 	for _, st := range s.byID {
 		delete(st.endpoints, b.id)
 	}

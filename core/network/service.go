@@ -71,6 +71,7 @@ type Service struct {
 	byID   map[string]*state
 	boxes  map[container.ID]*box
 	heirs  map[container.ID]container.ID // containers whose host ports another holds until TakeOver
+	hidden map[container.ID]bool         // containers whose names lead to others while others have them
 	making sync.Mutex                    // one network is created or removed at a time; taken before mu
 }
 
@@ -115,7 +116,7 @@ func New(o Options) *Service {
 	if o.Bridge.MTU == 0 {
 		o.Bridge.MTU = defaultMTU
 	}
-	return &Service{o: o, log: o.Logger, ports: newPortTable(), byID: map[string]*state{}, boxes: map[container.ID]*box{}, heirs: map[container.ID]container.ID{}}
+	return &Service{o: o, log: o.Logger, ports: newPortTable(), byID: map[string]*state{}, boxes: map[container.ID]*box{}, heirs: map[container.ID]container.ID{}, hidden: map[container.ID]bool{}}
 }
 
 // dockerPools are the subnets that docker gives networks by default.

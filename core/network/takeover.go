@@ -24,14 +24,20 @@ func (s *Service) predecessor(to container.ID) *box {
 	return s.boxes[s.heirs[to]]
 }
 
-// holds gives what a box has of a wish for one port.
+// holds gives what a box has of another's wish for one port. Of a range of host
+// ports that is the one which leads to the same port of the container.
 func (b *box) holds(p container.Publish, ips []netip.Addr) (list []container.Binding) {
 	for _, h := range b.held {
-		if p.HostPort != 0 && h.Proto == p.Proto && h.HostPort == p.HostPort && slices.ContainsFunc(ips, func(ip netip.Addr) bool { return clash(ip, h.HostIP) }) {
+		if within(h, p) && (h.Number == p.Number || p.HostPortEnd <= p.HostPort) && slices.ContainsFunc(ips, func(ip netip.Addr) bool { return clash(ip, h.HostIP) }) {
 			list = append(list, h)
 		}
 	}
 	return list
+}
+
+// within tells whether a binding is to the host port, or one of the host ports, that are asked for.
+func within(h container.Binding, p container.Publish) bool {
+	return p.HostPort != 0 && h.Proto == p.Proto && p.HostPort <= h.HostPort && h.HostPort <= max(p.HostPort, p.HostPortEnd)
 }
 
 // TakeOver gives a running container the host ports that it asks for and lacks:
@@ -64,7 +70,7 @@ func (s *Service) TakeOver(from, to container.Container) (now, left []container.
 	var moved, fresh []container.Binding
 	for _, p := range b.wantedPorts() {
 		if slices.ContainsFunc(b.held, func(h container.Binding) bool {
-			return h.Port == p.Port && (p.HostPort == 0 || h.HostPort == p.HostPort)
+			return h.Port == p.Port && (p.HostPort == 0 || within(h, p))
 		}) {
 			continue
 		}

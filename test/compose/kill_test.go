@@ -140,6 +140,9 @@ func TestAKillAtEachPointOfAPlanConverges(t *testing.T) {
 
 func (w *world) loadServer() {
 	w.t.Helper()
+	if _, err := w.e.Docker(context.Background(), "image", "inspect", "server:test"); err == nil {
+		return // another test has
+	}
 	program, err := kit.GoProgram(w.dir, "server", server)
 	if err != nil {
 		w.t.Fatal(err)

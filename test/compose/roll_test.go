@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -14,91 +15,288 @@ import (
 	"github.com/berth-project/berth/core/app"
 )
 
-// server answers with its word. Told to end, it takes what is on its way to it
-// and then no more, as servers that are replaced must.
+// server answers with its word, some time after its start. Told to end, it
+// serves until nobody has asked for a while, as servers that are replaced must,
+// hears no more, and takes its time to go. The third that says "late" fails.
+//
+// As "ask URL" it is a client: it asks 100 times a second, half on connections
+// that it keeps and half on one address alone, and tells what was lost and
+// which words it heard.
 const server = `package main
 
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
 
 func main() {
-	if os.Args[1] == "check" {
+	end := make(chan os.Signal, 1)
+	signal.Notify(end, syscall.SIGTERM)
+	switch os.Args[1] {
+	case "check":
 		if r, err := http.Get("http://127.0.0.1/"); err != nil || r.StatusCode != 200 {
 			os.Exit(1)
 		}
 		return
+	case "ask":
+		ask(os.Args[2], end)
+		return
 	}
-	s := &http.Server{Addr: ":80", Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Args[1]) })}
-	end := make(chan os.Signal, 1)
-	signal.Notify(end, syscall.SIGTERM)
+	status := 200
+	if os.Args[1] == "late" && os.Mkdir("/shared/first", 0o755) != nil && os.Mkdir("/shared/second", 0o755) != nil {
+		status = 500
+		time.AfterFunc(600*time.Millisecond, func() { os.Exit(7) })
+	}
+	var last atomic.Int64 // when it was asked by another than the check
+	s := &http.Server{Addr: ":80", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.RemoteAddr, "127.") {
+			last.Store(time.Now().UnixNano())
+		}
+		w.WriteHeader(status)
+		fmt.Fprint(w, os.Args[1])
+	})}
+	time.Sleep(200 * time.Millisecond)
 	go s.ListenAndServe()
 	<-end
-	time.Sleep(time.Second)
+	told := time.Now()
+	for quiet := told; time.Since(quiet) < 700*time.Millisecond; time.Sleep(20 * time.Millisecond) {
+		quiet = time.Unix(0, max(told.UnixNano(), last.Load()))
+	}
 	s.Shutdown(context.Background())
+	time.Sleep(200 * time.Millisecond)
+}
+
+func ask(url string, end chan os.Signal) {
+	var mu sync.Mutex
+	words, lost := map[string]int{}, 0
+	var all sync.WaitGroup
+	tick := time.NewTicker(20 * time.Millisecond)
+	for {
+		select {
+		case <-tick.C:
+		case <-end:
+			all.Wait()
+			fmt.Println("lost", lost, "heard", words)
+			return
+		}
+		for _, keep := range []bool{true, false} {
+			all.Add(1)
+			go func() {
+				defer all.Done()
+				c := &http.Client{Timeout: 10 * time.Second}
+				if !keep {
+					c.Transport = &http.Transport{DisableKeepAlives: true, DialContext: first}
+				}
+				word, err := get(c, url)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					lost++
+					fmt.Println(time.Now(), "kept", keep, err)
+				}
+				words[word]++
+			}()
+		}
+	}
+}
+
+// first reaches the first address of a name, and no other.
+func first(ctx context.Context, network, address string) (net.Conn, error) {
+	name, port, _ := strings.Cut(address, ":")
+	list, err := net.DefaultResolver.LookupHost(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return (&net.Dialer{}).DialContext(ctx, network, list[0]+":"+port)
+}
+
+func get(c *http.Client, url string) (string, error) {
+	r, err := c.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err == nil && r.StatusCode != 200 {
+		err = fmt.Errorf("status %s", r.Status)
+	}
+	return string(b), err
 }
 `
 
-func TestARollingUpLosesNoRequest(t *testing.T) {
-	w := engine(t)
-	w.loadServer()
-	port := freePort(t)
-	file := func(version string) string {
-		return fmt.Sprintf(`services:
-  web:
-    image: server:test
-    command: [/server, %q]
-    ports: ["127.0.0.1:%d:80"]
-    healthcheck: {test: [CMD, /server, check], interval: 100ms, start_period: 5s, start_interval: 50ms}
-    deploy: {update_config: {order: start-first, monitor: 200ms, failure_action: rollback}}
-`, version, port)
-	}
-	w.mustUp(file("one"), app.Policy{Wait: true})
-	ctx, stop := context.WithCancel(context.Background())
-	var asked, lost, second atomic.Int64
+// load asks published ports until it is stopped.
+type load struct {
+	stop              func()
+	asked, lost, word atomic.Int64 // word: answers of the new containers
+}
+
+// ask begins a load of so many requests a second. Of several ports each request tries one after the other
+// until one answers where any is true, else each must.
+func (w *world) ask(rate int, ports []int, any bool, word string) *load {
+	l := &load{}
+	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
-	tick := time.NewTicker(2 * time.Millisecond) // five hundred a second
 	all.Go(func() {
-		for ctx.Err() == nil {
+		tick := time.NewTicker(time.Second / time.Duration(rate))
+		defer tick.Stop()
+		for n := 0; ; n++ {
 			select {
-			case <-tick.C:
-				all.Go(func() {
-					text, err := get(port)
-					asked.Add(1)
-					if err != nil {
-						lost.Add(1)
-						t.Logf("lost: %v", err)
-					}
-					if text == "two" {
-						second.Add(1)
-					}
-				})
 			case <-ctx.Done():
+				return
+			case <-tick.C:
 			}
+			all.Go(func() {
+				l.asked.Add(1)
+				var text string
+				var err error
+				for i := range ports {
+					if text, err = get(ports[(n+i)%len(ports)]); err == nil || !any {
+						break
+					}
+				}
+				if err != nil {
+					l.lost.Add(1)
+					w.t.Logf("lost: %v", err)
+				}
+				if text == word {
+					l.word.Add(1)
+				}
+			})
 		}
 	})
-	lines, _, err := w.up(file("two"), app.Policy{})
-	if err != nil {
-		t.Errorf("%v\n%s", err, show(lines))
+	l.stop = sync.OnceFunc(func() { cancel(); all.Wait() })
+	w.t.Cleanup(l.stop)
+	return l
+}
+
+// away is the greatest number of containers that were gone at once, by the
+// lines of an up that replaces stop-first.
+func away(lines []app.Progress) (most int) {
+	now := 0
+	for _, l := range lines {
+		switch {
+		case l.Action == app.Stop && l.Status == app.Working && l.Text == "":
+			now++
+		case l.Action == app.Wait && l.Status == app.Done && strings.HasSuffix(l.Step, "to settle"):
+			now--
+		}
+		most = max(most, now)
 	}
-	stop()
-	tick.Stop()
-	all.Wait()
-	if lost.Load() > 0 || second.Load() == 0 || asked.Load() < 50 {
-		t.Errorf("of %d requests %d were lost, %d reached the new container", asked.Load(), lost.Load(), second.Load())
+	return most
+}
+
+func TestARollingUpLosesNoRequest(t *testing.T) {
+	engine(t).loadServer()
+	for _, x := range []struct {
+		order                 string
+		replicas, parallelism int
+		rate                  int  // requests a second from outside
+		back                  bool // the third replacement fails
+	}{
+		{"start-first", 1, 1, 500, false},
+		{"start-first", 3, 2, 100, false},
+		{"start-first", 3, 1, 100, true},
+		{"stop-first", 4, 2, 100, false},
+		{"stop-first", 3, 1, 100, true},
+	} {
+		name := fmt.Sprintf("%s-%d-%d", x.order, x.replicas, x.parallelism)
+		if x.back {
+			name += "-back"
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := engine(t)
+			ports := freePorts(t, x.replicas)
+			file := func(version string) string {
+				return fmt.Sprintf(`services:
+  web:
+    image: server:test
+    command: [/server, %s]
+    ports: ["127.0.0.1:%d-%d:80"]
+    volumes: [shared:/shared]
+    healthcheck: {test: [CMD, /server, check], interval: 2s, start_period: 20s, start_interval: 100ms}
+    deploy: {replicas: %d, update_config: {order: %s, parallelism: %d, monitor: 200ms, failure_action: rollback}}
+  client:
+    image: server:test
+    command: [/server, ask, "http://web/"]
+    depends_on: {web: {condition: service_healthy}}
+volumes: {shared: {}}
+`, version, ports[0], ports[len(ports)-1], x.replicas, x.order, x.parallelism)
+			}
+			w.mustUp(file("one"), app.Policy{Wait: true})
+			next := "two"
+			if x.back {
+				next = "late"
+			}
+			l := w.ask(x.rate, ports, x.order == "stop-first", next)
+			lines, _, err := w.up(file(next), app.Policy{})
+			l.stop()
+			if x.back != (err != nil) {
+				t.Errorf("%v\n%s", err, show(lines))
+			}
+			if l.lost.Load() > 0 || l.word.Load() == 0 || l.asked.Load() < 50 {
+				t.Errorf("of %d requests %d were lost, %d reached a new container", l.asked.Load(), l.lost.Load(), l.word.Load())
+			}
+			if n := away(lines); x.order == "stop-first" && !x.back && n != x.parallelism {
+				t.Errorf("%d containers were away at once\n%s", n, show(lines))
+			}
+			if _, err := w.e.Docker(context.Background(), "stop", w.name+"-client-1"); err != nil {
+				t.Error(err)
+			}
+			heard, err := w.e.Docker(context.Background(), "logs", w.name+"-client-1")
+			if err != nil || !strings.Contains(heard, "lost 0 heard") || !strings.Contains(heard, next+":") {
+				t.Errorf("who asks by name: %v\n%s", err, heard)
+			}
+			now := file(next)
+			if x.back {
+				now = file("one")
+			}
+			w.mustUp(now, app.Policy{})
+			if steps := w.plan(now, app.Policy{}); len(steps) != 0 {
+				t.Errorf("still to do: %q", steps)
+			}
+			var shown, want []string
+			for i, port := range ports {
+				out, err := w.e.Docker(context.Background(), "port", fmt.Sprintf("%s-web-%d", w.name, i+1), "80/tcp")
+				if err != nil {
+					t.Error(err)
+				}
+				shown, want = append(shown, out), append(want, fmt.Sprintf("127.0.0.1:%d", port))
+			}
+			if slices.Sort(shown); !slices.Equal(shown, want) {
+				t.Errorf("ports shown: %q", shown)
+			}
+		})
 	}
-	w.want("web-1 running")
-	if steps := w.plan(file("two"), app.Policy{}); len(steps) != 0 {
-		t.Errorf("still to do: %q", steps)
-	}
-	if out, err := w.e.Docker(context.Background(), "port", w.name+"-web-1", "80/tcp"); err != nil || out != fmt.Sprintf("127.0.0.1:%d", port) {
-		t.Errorf("ports shown: %q %v", out, err)
+}
+
+// freePorts gives n ports in a row, below those that clients of the host's own get.
+func freePorts(t *testing.T, n int) (list []int) {
+	t.Helper()
+	for {
+		first := 10000 + rand.IntN(20000)
+		list = list[:0]
+		for i := range n {
+			l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", first+i))
+			if err != nil {
+				break
+			}
+			defer l.Close()
+			list = append(list, first+i)
+		}
+		if len(list) == n {
+			return list
+		}
 	}
 }
 
