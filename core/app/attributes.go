@@ -2,7 +2,6 @@ package app
 
 import (
 	_ "embed" // the table below
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -12,12 +11,10 @@ import (
 // Standing is what becomes of an attribute of the specification.
 type Standing string
 
-// The standings. Nothing is passed over in silence: what is Open is told as a
-// warning wherever it is used, until it is honoured or refused.
+// The standings. Nothing is passed over in silence.
 const (
 	Honoured Standing = "honoured"
 	Refused  Standing = "refused"
-	Open     Standing = "open"
 )
 
 // Attribute is one attribute path of the specification ("services.*.build.args",
@@ -25,7 +22,7 @@ const (
 type Attribute struct {
 	Path     string
 	Standing Standing
-	Why      string // what to do instead (Refused), what is missing (Open)
+	Why      string // what to do instead, of what is refused
 }
 
 // attributes.txt has a line for each path of the specification: the path, its
@@ -102,16 +99,6 @@ func split(path string) []string {
 		}
 	}
 	return words
-}
-
-// Ignored says of each attribute that the files use and that has no effect
-// yet, where it is and what is missing.
-func (a *App) Ignored() (warnings []string) {
-	for _, path := range a.of(Open) {
-		_, tree := attributes()
-		warnings = append(warnings, fmt.Sprintf("%s: %s has no effect: %s", a.Sources[path], path, tree.find(split(path)).Why))
-	}
-	return warnings
 }
 
 // of are the paths of the files that have a standing, outermost only, in the

@@ -16,7 +16,7 @@ func TestEveryAttributeOfTheSpecificationHasAStanding(t *testing.T) {
 	for _, a := range Attributes() {
 		got = append(got, a.Path)
 		switch {
-		case a.Standing != Honoured && a.Standing != Refused && a.Standing != Open:
+		case a.Standing != Honoured && a.Standing != Refused:
 			t.Errorf("%s: the standing is %q", a.Path, a.Standing)
 		case (a.Standing == Honoured) != (a.Why == ""):
 			t.Errorf("%s: %s needs a reason, and only what is not honoured has one: %q", a.Path, a.Standing, a.Why)
@@ -39,8 +39,5 @@ func TestAttributesAreFoundWhereTheFilesHaveThem(t *testing.T) {
 	}
 	if got := a.of(Honoured); !slices.Equal(got, []string{"services"}) {
 		t.Errorf("honoured: %q", got)
-	}
-	if w := a.Ignored(); len(w) != 0 {
-		t.Errorf("ignored: %q", w)
 	}
 }
