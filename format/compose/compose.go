@@ -93,9 +93,7 @@ func Load(ctx context.Context, o Options) (*app.App, error) {
 			return nil, s.explain(err)
 		}
 	}
-	a := &app.App{Project: project, EnvFiles: o.EnvFiles, Sources: s.sources}
-	a.Warnings = append(s.warnings(), a.Ignored()...)
-	return a, nil
+	return &app.App{Project: project, EnvFiles: o.EnvFiles, Sources: s.sources, Warnings: s.warnings()}, nil
 }
 
 // LoadModel reads a project as the tree of mappings, lists and scalars that
