@@ -172,7 +172,7 @@ func (b *Builder) boot() (_ *running, err error) {
 		return nil, err
 	}
 	r.server = grpc.NewServer(
-		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, b.adapt), grpc.StreamInterceptor(grpcerrors.StreamServerInterceptor),
+		grpc.ChainUnaryInterceptor(discreet, grpcerrors.UnaryServerInterceptor, b.adapt), grpc.ChainStreamInterceptor(discreetStream, grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 	)
 	r.controller.Register(r.server)

@@ -23,6 +23,9 @@ func buildDockerfile(ctx context.Context, c gateway.Client) (*gateway.Result, er
 	if err != nil {
 		return nil, err
 	}
+	if err := discreetHistory(res.Metadata); err != nil {
+		return nil, err
+	}
 	return plainly(res)
 }
 
@@ -41,6 +44,11 @@ func plainly(res *gateway.Result) (*gateway.Result, error) {
 type including struct{ gateway.Client }
 
 func (c *including) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+	if req.Definition != nil {
+		if err := unpublished(c.BuildOpts().Opts, req.Definition); err != nil {
+			return nil, err
+		}
+	}
 	res, err := c.Client.Solve(ctx, req)
 	if err != nil || req.Definition == nil {
 		return res, err

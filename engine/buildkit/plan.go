@@ -22,6 +22,7 @@ import (
 	"github.com/berth-project/berth/core/build"
 	"github.com/berth-project/berth/lib/fault"
 	"github.com/berth-project/berth/lib/inflate"
+	"github.com/berth-project/berth/lib/redact"
 )
 
 // maxDockerfile bounds what is read of a Dockerfile, in bytes.
@@ -108,6 +109,9 @@ func plan(ctx context.Context, f *os.File, r build.Request) (list []build.Instru
 		if used[i] {
 			list = append(list, stagePlan(stages, i, s, several(stages))...)
 		}
+	}
+	for i := range list {
+		list[i].Text = redact.URLs(list[i].Text)
 	}
 	return list, true, nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/berth-project/berth/core/image"
 	"github.com/berth-project/berth/lib/fault"
+	"github.com/berth-project/berth/lib/redact"
 )
 
 // answerLimit is how long a server may take to begin its answer.
@@ -39,13 +40,13 @@ func (l *Library) ImportURL(ctx context.Context, o image.ImportOptions, report f
 	defer transport.CloseIdleConnections()
 	resp, err := (&http.Client{Transport: transport}).Do(req) // at most ten redirects
 	if err != nil {
-		return "", fault.Unavailablef("import from %s: %w", u.Redacted(), err)
+		return "", fault.Unavailablef("import from %s", redact.URLs(fmt.Sprintf("%s: %v", u, err)))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return "", fault.NotFoundf("failed to GET %s with status %s", u.Redacted(), resp.Status)
+		return "", fault.NotFoundf("failed to GET %s with status %s", redact.URLs(u.String()), resp.Status)
 	}
-	report(image.Progress{Status: "Downloading from " + u.Redacted()})
+	report(image.Progress{Status: "Downloading from " + redact.URLs(u.String())})
 	if u.User != nil { // the image remembers its source, and travels
 		bare := *u
 		bare.User = nil
@@ -54,7 +55,7 @@ func (l *Library) ImportURL(ctx context.Context, o image.ImportOptions, report f
 	t := &meter{report: report, total: max(resp.ContentLength, 0)}
 	id, err := l.Import(ctx, &counted{ReadCloser: resp.Body, tell: func(n int64) { t.at("Importing", n) }}, o)
 	if err != nil {
-		return "", fmt.Errorf("import from %s: %w", u.Redacted(), err)
+		return "", fmt.Errorf("import from %s: %w", redact.URLs(u.String()), err)
 	}
 	return id, nil
 }

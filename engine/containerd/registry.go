@@ -28,6 +28,7 @@ import (
 
 	"github.com/berth-project/berth/core/image"
 	"github.com/berth-project/berth/lib/fault"
+	"github.com/berth-project/berth/lib/redact"
 )
 
 // Limits of what is asked of registries.
@@ -77,7 +78,7 @@ func newRegistries(o RegistryOptions) (*registries, error) {
 		}
 		u, err := url.Parse(address)
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-			return nil, fmt.Errorf("invalid mirror: %q: want https://host or registry=https://host", text)
+			return nil, fmt.Errorf("invalid mirror: %q: want https://host or registry=https://host", redact.URLs(text))
 		}
 		r.mirrors[domain] = append(r.mirrors[domain], u)
 	}

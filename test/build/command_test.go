@@ -65,7 +65,8 @@ func (s *scripts) another(ts *testscript.TestScript, _ bool, _ []string) {
 }
 
 // serve answers HTTP with a folder's files: serve PORT FOLDER. Below /git it
-// is a git server of the repositories there.
+// is a git server of the repositories there, below /private both are there for
+// the user "someone" with the password "s3cr3t" alone.
 func serve(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) != 2 {
 		ts.Fatalf("usage: serve port folder")
@@ -75,6 +76,14 @@ func serve(ts *testscript.TestScript, _ bool, args []string) {
 	dir := ts.MkAbs(args[1])
 	mux := http.NewServeMux()
 	mux.Handle("/", http.FileServer(http.Dir(dir)))
+	mux.Handle("/private/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if name, password, _ := r.BasicAuth(); name != "someone" || password != "s3cr3t" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		http.StripPrefix("/private", mux).ServeHTTP(w, r)
+	}))
 	mux.Handle("/git/", &cgi.Handler{
 		Path: "/usr/lib/git-core/git-http-backend", Root: "/git",
 		Env: []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1", "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=safe.directory", "GIT_CONFIG_VALUE_0=*"},
