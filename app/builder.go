@@ -26,7 +26,7 @@ func (d *daemon) newBuilder(ctx context.Context, binary, snapshotter string, run
 		return nil, err
 	}
 	return buildkit.New(ctx, buildkit.Options{
-		Root: filepath.Join(c.DataRoot, "build"), Run: filepath.Join(c.ExecRoot, "build"), Containerd: d.engine.Client(), Namespace: containerd.Namespace, Snapshotter: snapshotter,
+		Root: filepath.Join(c.DataRoot, "build"), Run: filepath.Join(c.ExecRoot, "build"), Containerd: d.engine.Client(), Namespace: containerd.Namespace, Snapshotter: snapshotter, Applier: d.engine.Applier(),
 		Images: d.images, Networks: buildNetworks{d.networks}, Runner: newStepRunner(steps, d.cgroups == driverSystemd), Hosts: d.images.Hosts(), CgroupParent: c.stepParent(d.cgroups), Profile: runtime.DefaultProfile,
 		Scanner: scanner.New(d.images).Image, Gateway: d.networks.HostGateway(), Logger: d.log,
 	})

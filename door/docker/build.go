@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/registry"
@@ -139,6 +140,13 @@ func buildRequest(r *request) (build.Request, error) {
 	req := build.Request{
 		ID: q.Get("buildid"), Version: 1, Tags: q["t"], Dockerfile: q.Get("dockerfile"), Target: q.Get("target"), Platform: q.Get("platform"), NoCache: r.flag("nocache"),
 		Pull: r.flag("pull"), Network: q.Get("networkmode"), CgroupParent: q.Get("cgroupparent"), Args: map[string]string{}, Limits: map[string]string{},
+	}
+	for name, list := range q {
+		for _, v := range list {
+			if !utf8.ValidString(v) {
+				return req, fault.Invalidf("%s: %q is not valid UTF-8", name, v)
+			}
+		}
 	}
 	switch v := q.Get("version"); v {
 	case "", "1":

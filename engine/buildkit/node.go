@@ -77,7 +77,7 @@ func newNode(o Options, steps *executor) (*node, error) {
 		ID: id, Root: root, Labels: labels, Platforms: archutil.SupportedPlatforms(true), GCPolicy: policy(o.Root),
 		BuildkitVersion: client.BuildkitVersion{Package: version.Package, Version: version.Version, Revision: version.Revision, DockerfileVersion: dockerfileversion.Version()},
 		Executor:        steps, Snapshotter: sn, ContentStore: containerdsnapshot.NewContentStore(c.ContentStore(), o.Namespace),
-		Applier: inSpace{o.Namespace, c.DiffService()}, Differ: inSpace{o.Namespace, c.DiffService()}, ImageStore: spaceImages{o.Namespace, c.ImageService()}, RegistryHosts: ownHosts(o.Hosts), LeaseManager: lm,
+		Applier: inSpace{o.Namespace, o.Applier, nil}, Differ: inSpace{o.Namespace, nil, c.DiffService()}, ImageStore: spaceImages{o.Namespace, c.ImageService()}, RegistryHosts: ownHosts(o.Hosts), LeaseManager: lm,
 		GarbageCollect: func(ctx context.Context) (gc.Stats, error) {
 			// A lease that is deleted synchronously makes containerd collect.
 			l, err := lm.Create(ctx, leases.WithRandomID())
@@ -134,23 +134,19 @@ func remoteCaches(sm *session.Manager, n *node, hosts docker.RegistryHosts) (map
 		}
 }
 
-type differ interface {
-	diff.Applier
-	diff.Comparer
-}
-
 // inSpace diffs and unpacks in one namespace of containerd, whatever the context says.
 type inSpace struct {
-	space string
-	next  differ
+	space    string
+	applier  diff.Applier
+	comparer diff.Comparer
 }
 
 func (s inSpace) Apply(ctx context.Context, d ocispec.Descriptor, m []mount.Mount, opts ...diff.ApplyOpt) (ocispec.Descriptor, error) {
-	return s.next.Apply(namespaces.WithNamespace(ctx, s.space), d, m, opts...)
+	return s.applier.Apply(namespaces.WithNamespace(ctx, s.space), d, m, opts...)
 }
 
 func (s inSpace) Compare(ctx context.Context, lower, upper []mount.Mount, opts ...diff.Opt) (ocispec.Descriptor, error) {
-	return s.next.Compare(namespaces.WithNamespace(ctx, s.space), lower, upper, opts...)
+	return s.comparer.Compare(namespaces.WithNamespace(ctx, s.space), lower, upper, opts...)
 }
 
 // spaceImages are the images of one namespace of containerd.

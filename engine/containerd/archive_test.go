@@ -7,11 +7,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +24,7 @@ import (
 	"github.com/berth-project/berth/core/filter"
 	"github.com/berth-project/berth/core/image"
 	"github.com/berth-project/berth/engine/containerd"
+	"github.com/berth-project/berth/lib/fault"
 )
 
 // census lists the content and snapshots that containerd holds.
@@ -55,6 +58,26 @@ func unchanged(t *testing.T, l *containerd.Library, before []string) {
 }
 
 func quiet(image.Progress) {}
+
+// oldHeader says that the 512 bytes behind it begin a file of a terabyte.
+func oldHeader(name string) []byte {
+	var b bytes.Buffer
+	_ = tar.NewWriter(&b).WriteHeader(&tar.Header{Name: name, Size: 512, Mode: 0o644})
+	h := b.Bytes()[:512]
+	h[156] = 'S'
+	copy(h[257:], "ustar  \x00") // GNU's magic
+	clear(h[265:])
+	copy(h[386:], "00000000000\x0000000001000\x00") // a piece: where it is, how long
+	h[483] = 0x80                                   // the whole size, in base 256
+	h[483+6] = 1                                    // 1 << 40
+	copy(h[148:], "        ")
+	sum := 0
+	for _, c := range h {
+		sum += int(c)
+	}
+	copy(h[148:], fmt.Sprintf("%06o\x00 ", sum))
+	return h
+}
 
 func TestHostileArchivesAreRefusedAndLeaveNothing(t *testing.T) {
 	l := library(t)
@@ -125,13 +148,42 @@ func TestHostileArchivesAreRefusedAndLeaveNothing(t *testing.T) {
 			return files("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`), "index.json", index, "blobs/sha256/"+sum([]byte("else"))[7:], m)
 		}(),
 	}
+	below := layer(t, entry{name: "below"})
+	bad := func(h tar.Header, body string) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		h.Mode = 0o644
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = w.Write([]byte(body))
+		_ = w.Flush()
+		_, _ = b.Write(make([]byte, 1024))
+		return archive(t, []string{"x:1"}, nil, below, b.Bytes())
+	}
+	// GNU's old form of a file with holes: one byte at the start, then a terabyte of nothing.
+	hole := archive(t, []string{"x:1"}, nil, slices.Concat(oldHeader("lastlog"), bytes.Repeat([]byte("x"), 512), make([]byte, 1024)))
+	for name, body := range map[string][]byte{
+		"a layer with a hole that no disk holds":      hole,
+		"a layer with a file larger than the disk":    bad(tar.Header{Name: "f", Size: 1 << 60}, ""),
+		"a layer that is cut":                         bad(tar.Header{Name: "f", Size: 100_000}, "x"),
+		"a layer that hides what has no name":         bad(tar.Header{Name: ".wh."}, ""),
+		"a layer that hides the folder above":         bad(tar.Header{Name: ".wh..."}, ""),
+		"a layer with a link to what is not there":    bad(tar.Header{Name: "f", Typeflag: tar.TypeLink, Linkname: "/etc/shadow"}, ""),
+		"a layer with a link to a folder":             bad(tar.Header{Name: "f", Typeflag: tar.TypeLink, Linkname: "/"}, ""),
+		"a layer with a name that no folder can hold": bad(tar.Header{Name: strings.Repeat("a", 300)}, ""),
+	} {
+		cases[name] = body
+	}
 	before := census(t)
 	for name, body := range cases {
 		t.Run(name, func(t *testing.T) {
-			if err := l.Load(t.Context(), bytes.NewReader(body), true, nil, quiet); err == nil {
-				t.Error("it was loaded")
-			} else {
-				t.Log(err)
+			err := l.Load(t.Context(), bytes.NewReader(body), true, nil, quiet)
+			if !errors.Is(err, fault.ErrInvalid) {
+				t.Errorf("it was loaded, or somebody else is blamed: %v", err)
+			}
+			if err != nil && strings.Contains(err.Error(), world.dir) {
+				t.Errorf("the error tells where the engine keeps its files: %v", err)
 			}
 		})
 	}

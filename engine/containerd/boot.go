@@ -157,7 +157,7 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 		s.Stop()
 		return nil, fmt.Errorf("containerd: %w", err)
 	}
-	applier, err := capture.ic.GetByID(plugins.DiffPlugin, "walking")
+	stock, err := capture.ic.GetByID(plugins.DiffPlugin, "walking")
 	if err != nil {
 		s.Stop()
 		return nil, fmt.Errorf("containerd: %w", err)
@@ -170,7 +170,7 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 		s.Stop()
 		return nil, fmt.Errorf("serve containerd: %w", err)
 	}
-	return &Engine{server: s, client: c, log: o.Logger, applier: applier.(diff.Applier), state: o.State, root: o.Root}, nil
+	return &Engine{server: s, client: c, log: o.Logger, applier: applier{next: stock.(diff.Applier), store: c.ContentStore()}, state: o.State, root: o.Root}, nil
 }
 
 // sweepSnapshots removes folders of snapshots that a killed daemon had made
@@ -232,6 +232,9 @@ func replaceTasks(change func(plugin.Registration) plugin.Registration) {
 
 // Client speaks to the engine in process.
 func (e *Engine) Client() *client.Client { return e.client }
+
+// Applier unpacks layers, within the limits of this host.
+func (e *Engine) Applier() diff.Applier { return e.applier }
 
 // Close stops serving and closes the databases.
 func (e *Engine) Close() error {
