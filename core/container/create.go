@@ -140,6 +140,43 @@ func (s *Service) image(ctx context.Context, spec Spec, o CreateOptions) (ImageI
 	return s.o.Images.Resolve(ctx, spec.Image, o.Platform)
 }
 
+// MergeEnv sets variables anew: "KEY=value" replaces, "KEY"
+// removes. Each keeps the place where it was first named.
+func MergeEnv(of, over []string) []string {
+	env := make([]string, 0, len(of)+len(over))
+	at := make(map[string]int, len(of)+len(over))
+	for _, e := range of {
+		name, _, _ := strings.Cut(e, "=")
+		at[name] = len(env)
+		env = append(env, e)
+	}
+	gone := map[int]bool{}
+	for _, e := range over {
+		name, _, set := strings.Cut(e, "=")
+		i, known := at[name]
+		switch {
+		case known && set:
+			env[i] = e
+		case known:
+			gone[i] = true
+			delete(at, name)
+		case set:
+			at[name] = len(env)
+			env = append(env, e)
+		}
+	}
+	if len(gone) == 0 {
+		return env
+	}
+	kept := env[:0]
+	for i, e := range env {
+		if !gone[i] {
+			kept = append(kept, e)
+		}
+	}
+	return kept
+}
+
 // merge gives a Spec what its image says where the person said nothing.
 func merge(s *Spec, i ImageConfig) {
 	if s.User == "" {
@@ -150,20 +187,7 @@ func merge(s *Spec, i ImageConfig) {
 			s.Expose = append(s.Expose, p)
 		}
 	}
-	env := slices.Clone(i.Env)
-	for _, e := range s.Env {
-		name, _, set := strings.Cut(e, "=")
-		at := slices.IndexFunc(env, func(old string) bool { n, _, _ := strings.Cut(old, "="); return n == name })
-		switch {
-		case at >= 0 && set:
-			env[at] = e
-		case at >= 0:
-			env = slices.Delete(env, at, at+1)
-		case set:
-			env = append(env, e)
-		}
-	}
-	s.Env = env
+	s.Env = MergeEnv(i.Env, s.Env)
 	labels := map[string]string{}
 	for k, v := range i.Labels {
 		labels[k] = v

@@ -1,12 +1,14 @@
 package container
 
 import (
+	"net/netip"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"github.com/moby/sys/capability"
 	"github.com/moby/sys/signal"
@@ -24,7 +26,7 @@ const (
 // validate refuses what cannot be, in Docker's words, and warns of what this
 // host will not enforce. It sees the whole effect, from whatever door it came.
 func (s *Service) validate(spec *Spec) (warnings []string, err error) {
-	for _, check := range []func(*Spec) error{validateMounts, validateProcess, validatePolicy, validateModes, validateSecurity} {
+	for _, check := range []func(*Spec) error{validateMounts, validateProcess, validateNames, validatePolicy, validateModes, validateSecurity} {
 		if err := check(spec); err != nil {
 			return nil, err
 		}
@@ -188,6 +190,54 @@ func validateProcess(spec *Spec) error {
 		}
 	}
 	return nil
+}
+
+// validateNames refuses what would write further lines into a container's
+// hosts and resolv.conf.
+func validateNames(spec *Spec) error {
+	for _, field := range []struct {
+		what string
+		list []string
+	}{
+		{"hostname", []string{spec.Hostname}}, {"domain name", []string{spec.Domainname}}, {"DNS option", spec.DNSOptions}, {"DNS search domain", spec.DNSSearch},
+		{"extra host", spec.ExtraHosts}, {"link", spec.Links}, {"cgroup parent", []string{spec.Resources.CgroupParent}},
+	} {
+		for _, text := range field.list {
+			if strings.ContainsFunc(text, unicode.IsControl) {
+				return fault.Invalidf("invalid %s %q: it contains control characters", field.what, text)
+			}
+		}
+	}
+	for _, extra := range spec.ExtraHosts {
+		name, address, ok := CutHost(extra)
+		if !ok || name == "" || strings.ContainsFunc(name, unicode.IsSpace) {
+			return fault.Invalidf("bad format for add-host: %q", extra)
+		}
+		if _, err := netip.ParseAddr(address); err != nil && address != HostGateway {
+			return fault.Invalidf("invalid IP address in add-host: %q", address)
+		}
+	}
+	for _, link := range spec.Links {
+		if target, alias, aliased := strings.Cut(link, ":"); target == "" || aliased && alias == "" || strings.Contains(alias, ":") {
+			return fault.Invalidf("bad format for links: %s", link)
+		}
+	}
+	return nil
+}
+
+// HostGateway is the address of an extra host that means this machine.
+const HostGateway = "host-gateway"
+
+// CutHost splits an extra host, "name:address" or "name=address". An address of
+// IPv6 may stand in brackets.
+func CutHost(text string) (name, address string, ok bool) {
+	if name, address, ok = strings.Cut(text, "="); !ok {
+		name, address, ok = strings.Cut(text, ":")
+	}
+	if inner, is := strings.CutPrefix(address, "["); is {
+		address = strings.TrimSuffix(inner, "]")
+	}
+	return name, address, ok
 }
 
 func validatePolicy(spec *Spec) error {

@@ -10,11 +10,8 @@ import (
 	"github.com/berth-project/berth/core/container"
 )
 
-// hostGateway is the word for the host in --add-host, and its usual name.
-const (
-	hostGateway  = "host-gateway"
-	hostInternal = "host.docker.internal"
-)
+// hostInternal is the usual name of the host, as containers know it.
+const hostInternal = "host.docker.internal"
 
 // portDNS is that of servers of names.
 const portDNS = 53
@@ -177,11 +174,8 @@ func (s *Service) hosts(c container.Container, endpoints []container.Endpoint, h
 		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
 	}
 	for _, extra := range c.Spec.ExtraHosts {
-		name, address, ok := strings.Cut(extra, "=")
-		if !ok {
-			name, address, _ = strings.Cut(extra, ":")
-		}
-		if address == hostGateway {
+		name, address, _ := container.CutHost(extra)
+		if address == container.HostGateway {
 			s.mu.RLock()
 			gateway := s.gateway(endpoints)
 			s.mu.RUnlock()
@@ -190,7 +184,7 @@ func (s *Service) hosts(c container.Container, endpoints []container.Endpoint, h
 			}
 			address = gateway.String()
 		}
-		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(address, "[]"), name)
+		fmt.Fprintf(&b, "%s\t%s\n", address, name)
 	}
 	for _, e := range endpoints {
 		if e.NetworkName == "bridge" {

@@ -60,6 +60,9 @@ func New(o Options) (*Door, error) {
 	}
 	d := &Door{o: o, log: o.Logger, mux: http.NewServeMux()}
 	for _, r := range d.routes() {
+		if r.method == http.MethodGet || r.method == http.MethodDelete {
+			r.handle = alone(r.handle)
+		}
 		d.mux.Handle(r.method+" "+r.pattern, d.wrap(r))
 	}
 	d.mux.Handle("/", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -185,6 +188,28 @@ func decode(r *request, v any) error {
 	}
 	if dec.More() {
 		return fault.Invalidf("unexpected content after JSON")
+	}
+	return nil
+}
+
+// alone is for operations that take no body: net/http watches whether a client
+// is still there only once its body has been read.
+func alone(next handler) handler {
+	return func(w http.ResponseWriter, r *request) error {
+		if err := r.discard(); err != nil {
+			return err
+		}
+		return next(w, r)
+	}
+}
+
+func (r *request) discard() error {
+	n, err := io.Copy(io.Discard, io.LimitReader(r.Body, maxBody+1))
+	if err != nil {
+		return fault.Invalidf("read the request's body: %w", err)
+	}
+	if n > maxBody {
+		return fault.Invalidf("the request's body exceeds %d bytes", maxBody)
 	}
 	return nil
 }

@@ -385,6 +385,9 @@ func (d *Door) createImage(w http.ResponseWriter, r *request) error {
 	from, src := r.Form.Get("fromImage"), r.Form.Get("fromSrc")
 	tag := r.Form.Get("tag")
 	if from != "" {
+		if err := r.discard(); err != nil {
+			return err
+		}
 		auth, err := authOf(r)
 		if err != nil {
 			return err

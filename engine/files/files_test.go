@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -292,6 +293,54 @@ func TestAnArchiveWithHolesIsRefused(t *testing.T) {
 		}
 		if left := tree(t, root); left != nil {
 			t.Errorf("%s left %v", format, left)
+		}
+	}
+}
+
+func TestFoldersKeepTheirTimesHoweverManyThereAre(t *testing.T) {
+	needRoot(t)
+	at := time.Unix(1_500_000_000, 0)
+	dir := func(name string) tar.Header {
+		return tar.Header{Name: name + "/", Typeflag: tar.TypeDir, Mode: 0o755, ModTime: at}
+	}
+	deep := "top"
+	list := []tar.Header{dir(deep)}
+	for range 14 {
+		deep += "/" + strings.Repeat("d", 250)
+		list = append(list, dir(deep))
+	}
+	for i := range 2 * maxHeld / len(deep) {
+		list = append(list, dir(fmt.Sprint(deep, "/", i)))
+	}
+	list = append(list, dir("top/last"), dir("top"))
+	root := t.TempDir()
+	if err := engine(t).Untar(t.Context(), root, "/", archive(t, list...), container.UntarOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range list {
+		st, err := os.Lstat(filepath.Join(root, h.Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !st.ModTime().Equal(at) {
+			t.Fatalf("%.20s… has the time %v", h.Name, st.ModTime())
+		}
+	}
+}
+
+func TestWhatIsWrongWithAnArchiveIsTheArchivesFault(t *testing.T) {
+	needRoot(t)
+	for name, in := range map[string]*bytes.Buffer{
+		"a link to what is not there":   archive(t, tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: "/etc/shadow"}),
+		"a link to itself":              archive(t, tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: "l"}),
+		"a name too long":               archive(t, tar.Header{Name: strings.Repeat("n", 300)}),
+		"links in a circle":             archive(t, tar.Header{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "a"}, tar.Header{Name: "a/b"}),
+		"a link to nothing":             archive(t, tar.Header{Name: "a", Typeflag: tar.TypeSymlink, Linkname: ""}),
+		"an end in the midst of a file": bytes.NewBuffer(archive(t, tar.Header{Name: "abc"}).Bytes()[:514]),
+	} {
+		err := engine(t).Untar(t.Context(), t.TempDir(), "/", in, container.UntarOptions{})
+		if !errors.Is(err, fault.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

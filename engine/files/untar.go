@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -69,10 +70,16 @@ func (f *Files) Untar(ctx context.Context, root, name string, in io.Reader, o co
 	}
 }
 
-// refusal words what the file system itself refuses.
+// refusal words what the file system itself refuses, and tells what is the
+// archive's fault.
 func refusal(err error) error {
 	if errors.Is(err, unix.EROFS) {
 		return &fault.Error{Class: fault.ErrPermission, Msg: "the place is read-only", Err: err}
+	}
+	for _, fit := range []error{io.ErrUnexpectedEOF, tar.ErrHeader, unix.ENOENT, unix.ENOTDIR, unix.EEXIST, unix.ELOOP, unix.ENAMETOOLONG, unix.EINVAL, unix.E2BIG, unix.EPERM, unix.EMLINK, unix.EFBIG} {
+		if errors.Is(err, fit) {
+			return fault.Invalidf("archive: %w", err)
+		}
 	}
 	return err
 }
@@ -81,8 +88,12 @@ type extractor struct {
 	r     *inroot.Root
 	base  string
 	o     container.UntarOptions
-	times []timed // of folders, set last
+	times []timed // of folders, set when their content is there
+	held  int     // bytes of their names
 }
+
+// maxHeld bounds the names of folders that wait for their time, in bytes.
+const maxHeld = 1 << 20
 
 type timed struct {
 	name string
@@ -169,6 +180,12 @@ func (x *extractor) make(d int, base, name string, h *tar.Header, content io.Rea
 	case tar.TypeDir:
 		if err := unix.Mkdirat(d, base, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
+		}
+		if x.held += len(name); x.held > maxHeld {
+			// Archives go from folder to folder: only those above are still open.
+			if err := x.settle(func(folder string) bool { return strings.HasPrefix(name, folder+"/") }); err != nil {
+				return err
+			}
 		}
 		x.times = append(x.times, timed{name, h.ModTime})
 	case tar.TypeReg:
@@ -282,19 +299,36 @@ func (x *extractor) link(d int, base, to string) error {
 
 // finish sets the folders' times, which their contents have changed.
 func (x *extractor) finish() error {
-	for i := len(x.times) - 1; i >= 0; i-- {
-		dir, base, err := x.r.Parent(x.times[i].name)
+	return x.settle(func(string) bool { return false })
+}
+
+// settle sets the times of all folders but those that are still open.
+func (x *extractor) settle(open func(folder string) bool) error {
+	var kept []timed
+	seen := map[string]bool{} // of those kept; the last entry of a folder counts
+	x.held = 0
+	for _, f := range slices.Backward(x.times) {
+		if open(f.name) {
+			if !seen[f.name] {
+				seen[f.name] = true
+				kept, x.held = append(kept, f), x.held+len(f.name)
+			}
+			continue
+		}
+		dir, base, err := x.r.Parent(f.name)
 		if notThere(err) {
 			continue // a later entry has replaced it
 		}
 		if err != nil {
 			return err
 		}
-		err = setTime(int(dir.Fd()), base, x.times[i].at)
+		err = setTime(int(dir.Fd()), base, f.at)
 		_ = dir.Close()
 		if err != nil && !notThere(err) {
 			return err
 		}
 	}
+	slices.Reverse(kept)
+	x.times = kept
 	return nil
 }

@@ -116,19 +116,7 @@ func environment(c container.Container, s processSpec) []string {
 	if s.tty {
 		env = append(env, "TERM=xterm")
 	}
-	for _, e := range s.env {
-		name, _, set := strings.Cut(e, "=")
-		at := slices.IndexFunc(env, func(old string) bool { n, _, _ := strings.Cut(old, "="); return n == name })
-		switch {
-		case at >= 0 && set:
-			env[at] = e
-		case at >= 0:
-			env = slices.Delete(env, at, at+1)
-		case set:
-			env = append(env, e)
-		}
-	}
-	return env
+	return container.MergeEnv(env, s.env)
 }
 
 // lookup finds a user in the files of a root.

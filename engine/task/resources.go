@@ -250,7 +250,7 @@ func (r *Runtime) devices(s *specs.Spec, c container.Container) error {
 // containers may use all devices already and see those of the host's names.
 func device(s *specs.Spec, d container.Device, privileged bool) error {
 	host, err := filepath.EvalSymlinks(d.PathOnHost)
-	if err != nil {
+	if err != nil || !filepath.IsAbs(d.PathOnHost) {
 		return &fault.Error{Class: fault.ErrInvalid, Msg: fmt.Sprintf("error gathering device information while adding custom device %q: no such file or directory", d.PathOnHost)}
 	}
 	inside := d.PathInContainer
@@ -267,6 +267,9 @@ func device(s *specs.Spec, d container.Device, privileged bool) error {
 	access := d.CgroupPermissions
 	if access == "" {
 		access = "rwm"
+	}
+	if strings.Trim(access, "rwm") != "" {
+		return fault.Invalidf("invalid permissions %q of the device %q: use r, w and m", access, d.PathOnHost)
 	}
 	for _, n := range found {
 		if !slices.ContainsFunc(s.Linux.Devices, func(o specs.LinuxDevice) bool { return o.Path == n.Path }) {
