@@ -16,9 +16,11 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/compose-spec/compose-go/v2/consts"
 	"github.com/compose-spec/compose-go/v2/dotenv"
@@ -364,7 +366,7 @@ func (s *session) locate(ctx context.Context, files []string, origin string) err
 		info, err := os.Stat(path)
 		switch {
 		case os.IsNotExist(err):
-			return &fault.Error{Class: fault.ErrNotFound, Noun: "file", ID: f, Msg: fmt.Sprintf("%s: no such file%s", path, origin), Err: err}
+			return &fault.Error{Class: fault.ErrNotFound, Noun: "file", ID: f, Msg: path + origin, Err: syscall.ENOENT}
 		case err != nil:
 			return fault.Invalidf("read %s%s: %w", path, origin, err)
 		case info.IsDir():
@@ -543,8 +545,12 @@ func (s *session) blameService(file, name string, service *yaml.Node, err error)
 	return app.Position{}, false
 }
 
+// bracketed is how the decoder writes a name in a path: services[web].init.
+var bracketed = regexp.MustCompile(`\[([^\]\d][^\]]*)\]`)
+
 // place finds the longest path of the model that a message names.
 func (s *session) place(message string) (app.Position, bool) {
+	message = bracketed.ReplaceAllString(message, ".$1")
 	best := ""
 	for path := range s.sources {
 		if len(path) > len(best) && strings.Contains(path, ".") && names(message, path) {

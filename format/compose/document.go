@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"go.yaml.in/yaml/v4"
 
@@ -111,7 +112,7 @@ func bounded(name string) error {
 	info, err := os.Stat(name)
 	switch {
 	case os.IsNotExist(err):
-		return &fault.Error{Class: fault.ErrNotFound, Noun: "file", ID: name, Msg: name + ": no such file", Err: err}
+		return &fault.Error{Class: fault.ErrNotFound, Noun: "file", ID: name, Msg: name, Err: syscall.ENOENT}
 	case err != nil:
 		return fault.Invalidf("%w", err)
 	case info.IsDir():
