@@ -73,11 +73,13 @@ func (s *Service) make(ctx context.Context, v *Volume) error {
 	if err := d.Check(v.Options); err != nil {
 		return err
 	}
-	if v.Mountpoint, err = d.Create(*v); err != nil {
+	// Known before it is there: a kill in between leaves none that has lost its labels.
+	v.Mountpoint = d.Mountpoint(*v)
+	if err := s.o.Store.PutVolume(ctx, *v); err != nil {
 		return err
 	}
-	if err := s.o.Store.PutVolume(ctx, *v); err != nil {
-		return errors.Join(err, d.Remove(*v), d.Purge(*v))
+	if err := d.Create(*v); err != nil {
+		return errors.Join(err, s.o.Store.DeleteVolume(context.WithoutCancel(ctx), v.Name))
 	}
 	s.mu.Lock()
 	s.byName[v.Name] = *v

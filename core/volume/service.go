@@ -24,7 +24,10 @@ type Store interface {
 // Driver keeps volumes' content. Calls on one volume come one after another.
 type Driver interface {
 	Check(options map[string]string) error
-	Create(v Volume) (mountpoint string, err error)
+	// Mountpoint is the path where Create makes a volume.
+	Mountpoint(v Volume) string
+	// Create is no error where the volume is there already.
+	Create(v Volume) error
 	// Remove takes a volume away at once and for good; Purge deletes what
 	// was in it, which may take long.
 	Remove(v Volume) error
@@ -71,8 +74,8 @@ const (
 
 var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
-// New finds the volumes of before. Removals that were cut short are finished;
-// volumes that only their driver knows (copied in from elsewhere) are taken in.
+// New finds the volumes of before. What was cut short is finished, be it made
+// or removed; volumes that only their driver knows (copied in from elsewhere) are taken in.
 func New(ctx context.Context, o Options) (*Service, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -111,6 +114,13 @@ func (s *Service) restore(ctx context.Context, driver string, d Driver) error {
 		}
 		if err := d.Purge(v); err != nil {
 			s.o.Logger.Warn("volume's files not deleted", "volume", v.Name, "error", err)
+		}
+	}
+	for name, v := range s.byName {
+		if v.Driver == driver && !there[name] {
+			if err := d.Create(v); err != nil {
+				s.o.Logger.Warn("volume not made", "volume", name, "error", err)
+			}
 		}
 	}
 	for _, v := range found {

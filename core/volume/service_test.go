@@ -27,6 +27,7 @@ type memory struct {
 	mounted map[string]bool
 	filled  map[string]bool // one after another: the service orders what happens to a volume
 	full    error           // of the store
+	broken  error           // of the driver
 }
 
 func newMemory() *memory {
@@ -73,7 +74,13 @@ func (m *memory) set(at map[string]bool, name string, on bool) error {
 	return nil
 }
 
-func (m *memory) Create(v Volume) (string, error) { return "/" + v.Name, m.set(m.there, v.Name, true) }
+func (m *memory) Mountpoint(v Volume) string { return "/" + v.Name }
+func (m *memory) Create(v Volume) error {
+	if m.broken != nil {
+		return m.broken
+	}
+	return m.set(m.there, v.Name, true)
+}
 func (m *memory) Remove(v Volume) error {
 	return errors.Join(m.set(m.there, v.Name, false), m.set(m.trash, v.Name, true))
 }
@@ -186,6 +193,10 @@ func TestAnAnonymousVolumeGetsANameAndALabel(t *testing.T) {
 func TestAFailedCreationLeavesNothing(t *testing.T) {
 	m := newMemory()
 	w := newWorld(t, m)
+	m.broken = errors.New("no inodes")
+	if _, err := w.Create(t.Context(), CreateOptions{Name: "ab"}); said(err) != "create ab: no inodes" {
+		t.Errorf("%v", err)
+	}
 	m.full = errors.New("disk full")
 	if _, err := w.Create(t.Context(), CreateOptions{Name: "ab"}); said(err) != "create ab: disk full" {
 		t.Errorf("%v", err)
@@ -244,8 +255,9 @@ func TestTheLastUserUnmounts(t *testing.T) {
 func TestADaemonThatComesBackKnowsItsVolumes(t *testing.T) {
 	m := newMemory()
 	w := newWorld(t, m)
-	w.make(t, "kept", "half-removed")
+	w.make(t, "kept", "half-removed", "half-made")
 	m.mounted["kept"] = true
+	_ = m.set(m.there, "half-made", false)     // killed before its driver made it
 	_ = m.Remove(Volume{Name: "half-removed"}) // killed before the store forgot it
 	_ = m.set(m.there, "copied-in", true)
 	w = newWorld(t, m)
@@ -253,10 +265,10 @@ func TestADaemonThatComesBackKnowsItsVolumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]string{"copied-in", "kept"}, names(list)); d != "" {
+	if d := cmp.Diff([]string{"copied-in", "half-made", "kept"}, names(list)); d != "" {
 		t.Error(d)
 	}
-	if len(m.trash) != 0 || len(m.stored) != 2 {
+	if len(m.trash) != 0 || len(m.stored) != 3 || !m.there["half-made"] {
 		t.Errorf("%+v", m)
 	}
 	running := container.Container{ID: "c1", Mounts: []container.MountPoint{{Type: container.MountVolume, Name: "kept"}}}

@@ -59,16 +59,21 @@ func (l *Local) Check(options map[string]string) error {
 	return nil
 }
 
+// Mountpoint is the folder of what is in the volume.
+func (l *Local) Mountpoint(v volume.Volume) string {
+	return filepath.Join(l.dir, v.Name, dataFolder)
+}
+
 // Create makes the folder.
-func (l *Local) Create(v volume.Volume) (string, error) {
-	path := filepath.Join(l.dir, v.Name, dataFolder)
+func (l *Local) Create(v volume.Volume) error {
+	path := l.Mountpoint(v)
 	if err := os.MkdirAll(filepath.Dir(path), 0o701); err != nil {
-		return "", err
+		return err
 	}
 	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
+		return err
 	}
-	return path, os.Chmod(path, 0o755) // whatever the umask is
+	return os.Chmod(path, 0o755) // whatever the umask is
 }
 
 // Remove renames the folder, which is done or not done; what its options
@@ -112,12 +117,14 @@ func (l *Local) Find(context.Context) (found, removed []volume.Volume, err error
 			removed = append(removed, volume.Volume{Name: name})
 			continue
 		}
-		path := filepath.Join(l.dir, e.Name(), dataFolder)
-		info, err := os.Lstat(path)
+		v := volume.Volume{Name: e.Name()}
+		v.Mountpoint = l.Mountpoint(v)
+		info, err := os.Lstat(v.Mountpoint)
 		if !e.IsDir() || err != nil || !info.IsDir() {
 			continue
 		}
-		found = append(found, volume.Volume{Name: e.Name(), Mountpoint: path, Created: info.ModTime()})
+		v.Created = info.ModTime()
+		found = append(found, v)
 	}
 	return found, removed, nil
 }

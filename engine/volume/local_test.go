@@ -29,8 +29,8 @@ func newLocal(t *testing.T) *Local {
 func made(t *testing.T, l *Local, name string, options map[string]string) volume.Volume {
 	t.Helper()
 	v := volume.Volume{Name: name, Options: options}
-	var err error
-	if v.Mountpoint, err = l.Create(v); err != nil {
+	v.Mountpoint = l.Mountpoint(v)
+	if err := l.Create(v); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(v.Mountpoint, "file"), make([]byte, 1000), 0o600); err != nil {
@@ -249,8 +249,8 @@ func TestFillGivesAllOrNothing(t *testing.T) {
 	l := newLocal(t)
 	fresh := func(name string) volume.Volume {
 		v := volume.Volume{Name: name}
-		var err error
-		if v.Mountpoint, err = l.Create(v); err != nil {
+		v.Mountpoint = l.Mountpoint(v)
+		if err := l.Create(v); err != nil {
 			t.Fatal(err)
 		}
 		return v
@@ -326,8 +326,8 @@ func TestFillOfAMountedVolume(t *testing.T) {
 	l := newLocal(t)
 	apart(t, func() {
 		v := volume.Volume{Name: "tmp", Options: map[string]string{"type": "tmpfs", "device": "tmpfs"}}
-		var err error
-		if v.Mountpoint, err = l.Create(v); err != nil {
+		v.Mountpoint = l.Mountpoint(v)
+		if err := l.Create(v); err != nil {
 			t.Error(err)
 			return
 		}
