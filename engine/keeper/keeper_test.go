@@ -759,3 +759,25 @@ func BenchmarkExec(b *testing.B) {
 		}
 	}
 }
+
+// An image may have /proc/self/exe as its program, which is the keeper's until
+// the program is executed: nobody may write into that file.
+func TestNobodyWritesIntoTheKeepersProgram(t *testing.T) {
+	w := newWorld(t)
+	v, err := w.client.Version(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Open(fmt.Sprintf("/proc/%d/exe", v.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	seals, err := unix.FcntlInt(exe.Fd(), unix.F_GET_SEALS, 0)
+	if err != nil {
+		t.Fatal("the keeper runs a file that can be reached: ", err)
+	}
+	if want := unix.F_SEAL_WRITE | unix.F_SEAL_SEAL | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK; seals&want != want {
+		t.Errorf("seals of the keeper's program: %#x", seals)
+	}
+}

@@ -104,7 +104,6 @@ func (s *scripts) setup(env *testscript.Env) error {
 	}
 	env.Setenv("DOCKER_HOST", "unix://"+s.engine.Socket)
 	env.Setenv("SOCK", s.engine.Socket)
-	env.Setenv("DATAROOT", s.engine.DataRoot())
 	env.Setenv("DOCKER_CONFIG", s.config)
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("PATH", filepath.Join(filepath.Dir(s.config), "bin")+":"+os.Getenv("PATH"))

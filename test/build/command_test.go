@@ -61,7 +61,6 @@ func (s *scripts) another(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(e.LoadBusybox(ctx))
 	ts.Setenv("DOCKER_HOST", "unix://"+e.Socket)
 	ts.Setenv("SOCK", e.Socket)
-	ts.Setenv("DATAROOT", e.DataRoot())
 }
 
 // serve answers HTTP with a folder's files: serve PORT FOLDER. Below /git it
