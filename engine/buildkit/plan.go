@@ -18,9 +18,11 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/core/build"
 	"github.com/berth-project/berth/lib/fault"
+	"github.com/berth-project/berth/lib/holes"
 	"github.com/berth-project/berth/lib/inflate"
 	"github.com/berth-project/berth/lib/redact"
 )
@@ -31,6 +33,9 @@ const maxDockerfile = 4 << 20
 // maxStages bounds the stages of a Dockerfile whose plan is told: to find out
 // which are needed costs their square.
 const maxStages = 1000
+
+// maxHole bounds a file of a context that is stored with holes, in bytes.
+const maxHole = 1 << 30
 
 // spool keeps a context on disk, without a name, until it is closed: BuildKit
 // reads it when it is ready for it.
@@ -76,12 +81,18 @@ func archive(f *os.File) (io.Reader, error) {
 // what is wrong. A context that is no archive is an error. The file is rewound.
 func plan(ctx context.Context, f *os.File, r build.Request) (list []build.Instruction, begun bool, err error) {
 	defer func() { _, _ = f.Seek(0, io.SeekStart) }()
-	text, err := dockerfileOf(whileAlive{ctx, f}, r.Dockerfile)
+	var disk unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &disk); err != nil {
+		return nil, false, os.NewSyscallError("fstatfs", err)
+	}
+	text, err := dockerfileOf(whileAlive{ctx, f}, r.Dockerfile, int64(disk.Bavail)*disk.Bsize)
 	switch {
 	case ctx.Err() != nil:
 		return nil, false, context.Cause(ctx)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, false, nil // a link may lead to it
+	case errors.Is(err, fault.ErrExhausted), errors.Is(err, fault.ErrInvalid):
+		return nil, false, err
 	case err != nil:
 		return nil, false, fault.Invalidf("the context is no readable archive: %w", err)
 	}
@@ -143,7 +154,9 @@ func (w whileAlive) Read(p []byte) (int, error) {
 	return w.r.Read(p)
 }
 
-func dockerfileOf(r io.Reader, name string) ([]byte, error) {
+// dockerfileOf reads an archive to its end, and refuses one that would fill the
+// disk: BuildKit unpacks whatever it is given.
+func dockerfileOf(r io.Reader, name string, free int64) (text []byte, err error) {
 	if name == "" {
 		name = "Dockerfile"
 	}
@@ -152,16 +165,27 @@ func dockerfileOf(r io.Reader, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer plain.Close()
+	found := false
 	for t := tar.NewReader(plain); ; {
 		h, err := t.Next()
-		if errors.Is(err, io.EOF) {
+		switch {
+		case errors.Is(err, io.EOF) && !found:
 			return nil, fs.ErrNotExist
-		}
-		if err != nil {
+		case errors.Is(err, io.EOF):
+			return text, nil
+		case err != nil:
 			return nil, err
+		case h.Size > maxHole && holes.In(h):
+			return nil, fault.Invalidf("the context holds %q of %d bytes, stored with holes: the limit of such files is %d", h.Name, h.Size, maxHole)
 		}
-		if path.Clean("/"+h.Name) == path.Clean("/"+name) && h.Typeflag == tar.TypeReg {
-			return io.ReadAll(io.LimitReader(t, maxDockerfile))
+		if free -= h.Size; free < 0 {
+			return nil, &fault.Error{Class: fault.ErrExhausted, Msg: "no space left on device: unpacked, the context takes more"}
+		}
+		if !found && path.Clean("/"+h.Name) == path.Clean("/"+name) && h.Typeflag == tar.TypeReg {
+			found = true
+			if text, err = io.ReadAll(io.LimitReader(t, maxDockerfile)); err != nil {
+				return nil, err
+			}
 		}
 	}
 }

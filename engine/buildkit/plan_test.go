@@ -3,12 +3,14 @@ package buildkit
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/berth-project/berth/core/build"
+	"github.com/berth-project/berth/lib/fault"
 )
 
 // packed is a context with one Dockerfile.
@@ -45,5 +47,15 @@ func TestAPlanHasLimits(t *testing.T) {
 	cancel()
 	if got, _, err := plan(ctx, two, build.Request{}); got != nil || err == nil {
 		t.Errorf("a build that is over was planned: %+v", got)
+	}
+}
+
+func TestAContextThatFillsTheDiskIsRefused(t *testing.T) {
+	text := "FROM scratch\n"
+	if got, err := dockerfileOf(packed(t, text), "", int64(len(text))); string(got) != text || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	if _, err := dockerfileOf(packed(t, text), "", int64(len(text)-1)); !errors.Is(err, fault.ErrExhausted) {
+		t.Error(err)
 	}
 }

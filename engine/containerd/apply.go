@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/lib/fault"
+	"github.com/berth-project/berth/lib/holes"
 )
 
 // Limits of one layer that is unpacked.
@@ -145,7 +146,7 @@ func (r *room) entry(h *tar.Header) (bool, error) {
 	if r.names += int64(len(h.Name) + len(h.Linkname)); r.names > maxNames {
 		return false, fault.Invalidf("the layer is not valid: the names of its files take more than %d bytes", maxNames)
 	}
-	if h.Size > maxHole && sparse(h) {
+	if h.Size > maxHole && holes.In(h) {
 		return false, fault.Invalidf("the layer is not valid: %q has %d bytes and is stored with holes: the limit of such files is %d", h.Name, h.Size, maxHole)
 	}
 	size := max(h.Size, 0)
@@ -166,16 +167,6 @@ func (r *room) entry(h *tar.Header) (bool, error) {
 	}
 	r.taken = size + entryCost
 	return true, nil
-}
-
-// sparse tells whether an entry says where a file is empty.
-func sparse(h *tar.Header) bool {
-	for k := range h.PAXRecords {
-		if strings.HasPrefix(k, "GNU.sparse.") {
-			return true
-		}
-	}
-	return h.Typeflag == tar.TypeGNUSparse
 }
 
 // counter counts what is read; tell, where it is not nil, is told beforehand.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/berth-project/berth/core/container"
 	"github.com/berth-project/berth/lib/fault"
+	"github.com/berth-project/berth/lib/holes"
 	"github.com/berth-project/berth/lib/inflate"
 	"github.com/berth-project/berth/lib/inroot"
 )
@@ -107,7 +108,7 @@ func (x *extractor) entry(h *tar.Header, content io.Reader) error {
 	if strings.ContainsRune(h.Name, 0) || len(h.Name) > unix.PathMax {
 		return fault.Invalidf("archive: an entry's name is not valid")
 	}
-	if sparse(h) {
+	if holes.In(h) { // a few bytes could fill the disk
 		return fault.Invalidf("archive: %s is stored with holes: write the archive without them (tar without --sparse)", h.Name)
 	}
 	name := path.Join(x.base, path.Clean("/"+h.Name))
@@ -132,17 +133,6 @@ func (x *extractor) entry(h *tar.Header, content io.Reader) error {
 		return fmt.Errorf("extract %s: %w", h.Name, err)
 	}
 	return nil
-}
-
-// sparse tells whether an entry says where a file is empty: a few bytes could
-// fill the disk.
-func sparse(h *tar.Header) bool {
-	for k := range h.PAXRecords {
-		if strings.HasPrefix(k, "GNU.sparse.") {
-			return true
-		}
-	}
-	return h.Typeflag == tar.TypeGNUSparse
 }
 
 // clear makes place for an entry: what is there goes, unless both are folders.
