@@ -156,6 +156,9 @@ func (m *Maker) Make(ctx context.Context, name string) (*Result, error) {
 		return nil, err
 	}
 	m.forced = name
+	if d := m.done[name]; d != nil && m.o.Force && !d.Fresh {
+		delete(m.done, name) // it was found, as the base of another
+	}
 	return m.make(ctx, p)
 }
 
