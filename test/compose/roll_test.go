@@ -15,9 +15,9 @@ import (
 	"github.com/berth-project/berth/core/app"
 )
 
-// server answers with its word, some time after its start. Told to end, it
-// serves until nobody has asked for a while, as servers that are replaced must,
-// hears no more, and takes its time to go. The third that says "late" fails.
+// server answers with its word, as "WORD checked" once its check has asked in vain. Told to end,
+// it serves until nobody has asked for a while, as servers that are replaced
+// must. The third that says "late" fails, and ends with its third check.
 //
 // As "ask URL" it is a client: it asks 100 times a second, half on connections
 // that it keeps and half on one address alone, and tells what was lost and
@@ -34,7 +34,6 @@ import (
 	"os/signal"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -44,6 +43,7 @@ func main() {
 	signal.Notify(end, syscall.SIGTERM)
 	switch os.Args[1] {
 	case "check":
+		_ = syscall.Kill(1, syscall.SIGUSR1)
 		if r, err := http.Get("http://127.0.0.1/"); err != nil || r.StatusCode != 200 {
 			os.Exit(1)
 		}
@@ -52,28 +52,46 @@ func main() {
 		ask(os.Args[2], end)
 		return
 	}
+	checked := make(chan os.Signal, 8)
+	signal.Notify(checked, syscall.SIGUSR1)
 	status := 200
 	if os.Args[1] == "late" && os.Mkdir("/shared/first", 0o755) != nil && os.Mkdir("/shared/second", 0o755) != nil {
 		status = 500
-		time.AfterFunc(600*time.Millisecond, func() { os.Exit(7) })
 	}
-	var last atomic.Int64 // when it was asked by another than the check
+	asked := make(chan bool) // by another than the check
 	s := &http.Server{Addr: ":80", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasPrefix(r.RemoteAddr, "127.") {
-			last.Store(time.Now().UnixNano())
+			asked <- true
 		}
 		w.WriteHeader(status)
 		fmt.Fprint(w, os.Args[1])
 	})}
-	time.Sleep(200 * time.Millisecond)
-	go s.ListenAndServe()
-	<-end
-	told := time.Now()
-	for quiet := told; time.Since(quiet) < 700*time.Millisecond; time.Sleep(20 * time.Millisecond) {
-		quiet = time.Unix(0, max(told.UnixNano(), last.Load()))
+	if len(os.Args) == 2 {
+		go s.ListenAndServe()
 	}
-	s.Shutdown(context.Background())
-	time.Sleep(200 * time.Millisecond)
+	quiet := time.NewTimer(0)
+	ending := false
+	for n := 0; ; {
+		select {
+		case <-checked:
+			if n++; n == 1 && len(os.Args) > 2 {
+				go s.ListenAndServe()
+			}
+			if n == 3 && status != 200 {
+				os.Exit(7)
+			}
+		case <-end:
+			ending = true
+			quiet.Reset(700 * time.Millisecond)
+		case <-asked:
+			quiet.Reset(700 * time.Millisecond)
+		case <-quiet.C:
+			if ending {
+				s.Shutdown(context.Background())
+				return
+			}
+		}
+	}
 }
 
 func ask(url string, end chan os.Signal) {
@@ -221,7 +239,7 @@ func TestARollingUpLosesNoRequest(t *testing.T) {
 				return fmt.Sprintf(`services:
   web:
     image: server:test
-    command: [/server, %s]
+    command: [/server, %s, checked]
     ports: ["127.0.0.1:%d-%d:80"]
     volumes: [shared:/shared]
     healthcheck: {test: [CMD, /server, check], interval: 2s, start_period: 20s, start_interval: 100ms}
