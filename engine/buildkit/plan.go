@@ -34,9 +34,6 @@ const maxDockerfile = 4 << 20
 // which are needed costs their square.
 const maxStages = 1000
 
-// maxHole bounds a file of a context that is stored with holes, in bytes.
-const maxHole = 1 << 30
-
 // spool keeps a context on disk, without a name, until it is closed: BuildKit
 // reads it when it is ready for it.
 func (b *Builder) spool(r io.Reader) (*os.File, error) {
@@ -175,8 +172,8 @@ func dockerfileOf(r io.Reader, name string, free int64) (text []byte, err error)
 			return text, nil
 		case err != nil:
 			return nil, err
-		case h.Size > maxHole && holes.In(h):
-			return nil, fault.Invalidf("the context holds %q of %d bytes, stored with holes: the limit of such files is %d", h.Name, h.Size, maxHole)
+		case holes.TooLarge(h):
+			return nil, fault.Invalidf("the context holds %q of %d bytes, stored with holes: the limit of such files is %d", h.Name, h.Size, holes.Limit)
 		}
 		if free -= h.Size; free < 0 {
 			return nil, &fault.Error{Class: fault.ErrExhausted, Msg: "no space left on device: unpacked, the context takes more"}

@@ -24,7 +24,6 @@ import (
 
 // Limits of one layer that is unpacked.
 const (
-	maxHole     = 1 << 30   // bytes of a file that is stored with holes
 	maxNames    = 256 << 20 // bytes of all names together: they are held until the end
 	entryCost   = 4 << 10   // bytes of the disk that an entry takes besides its content
 	nodeReserve = 10_000    // inodes that a layer may not take
@@ -146,8 +145,8 @@ func (r *room) entry(h *tar.Header) (bool, error) {
 	if r.names += int64(len(h.Name) + len(h.Linkname)); r.names > maxNames {
 		return false, fault.Invalidf("the layer is not valid: the names of its files take more than %d bytes", maxNames)
 	}
-	if h.Size > maxHole && holes.In(h) {
-		return false, fault.Invalidf("the layer is not valid: %q has %d bytes and is stored with holes: the limit of such files is %d", h.Name, h.Size, maxHole)
+	if holes.TooLarge(h) {
+		return false, fault.Invalidf("the layer is not valid: %q has %d bytes and is stored with holes: the limit of such files is %d", h.Name, h.Size, holes.Limit)
 	}
 	size := max(h.Size, 0)
 	if r.begun && r.taken+entryCost <= spaceCheck && size <= spaceCheck {
