@@ -16,9 +16,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"sync"
-	"unicode/utf8"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/diff"
@@ -42,7 +40,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
 )
 
 // Options of a Builder. All but Logger are needed.
@@ -177,33 +174,13 @@ func (b *Builder) boot() (_ *running, err error) {
 		return nil, err
 	}
 	r.server = grpc.NewServer(
-		grpc.ChainUnaryInterceptor(legibleUnary, discreet, grpcerrors.UnaryServerInterceptor, b.adapt),
-		grpc.ChainStreamInterceptor(legibleStream, discreetStream, grpcerrors.StreamServerInterceptor),
+		grpc.ChainUnaryInterceptor(discreet, grpcerrors.UnaryServerInterceptor, b.adapt),
+		grpc.ChainStreamInterceptor(discreetStream, grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 	)
 	r.controller.Register(r.server)
 	grpc_health_v1.RegisterHealthServer(r.server, health.NewServer())
 	return r, nil
-}
-
-// legible gives an error that gRPC can tell. Messages quote Dockerfiles, which
-// hold whatever bytes there are; gRPC panics at what is no UTF-8.
-func legible(err error) error {
-	if s := status.Convert(err); err != nil && !utf8.ValidString(s.Message()) {
-		p := s.Proto()
-		p.Message = strings.ToValidUTF8(p.Message, "\uFFFD")
-		return status.ErrorProto(p)
-	}
-	return err
-}
-
-func legibleUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	res, err := next(ctx, req)
-	return res, legible(err)
-}
-
-func legibleStream(srv any, s grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	return legible(next(srv, s))
 }
 
 // Limits of the builder.

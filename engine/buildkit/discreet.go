@@ -35,15 +35,16 @@ func discreet(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.U
 	return resp, discreetError(err)
 }
 
+// discreetError masks in an error. Errors quote Dockerfiles, which hold whatever
+// bytes there are: gRPC panics at a text that is no UTF-8.
 func discreetError(err error) error {
-	st, ok := status.FromError(err)
-	if err == nil || !ok {
+	st := status.Convert(err)
+	text := redact.URLs(strings.ToValidUTF8(st.Message(), "\uFFFD"))
+	if err == nil || text == st.Message() {
 		return err
 	}
 	p := st.Proto()
-	if p.Message = redact.URLs(p.Message); p.Message == st.Message() {
-		return err
-	}
+	p.Message = text
 	return status.ErrorProto(p)
 }
 
