@@ -393,8 +393,9 @@ func (r *run) createContainer(ctx context.Context, s Step) (string, error) {
 	}
 	id, warnings, err := r.s.o.Containers.Create(ctx, spec, container.CreateOptions{Name: s.Name, Platform: r.app.platform(service.Platform)})
 	if err != nil {
+		var missing *fault.Error
 		for _, f := range m.references(service) {
-			if f.bind != "" && strings.Contains(err.Error(), f.bind) {
+			if errors.As(err, &missing) && missing.Noun == "mount" && missing.ID == f.bind {
 				return "", fmt.Errorf("%s %s: %w", f.kind, f.key, err)
 			}
 		}

@@ -140,8 +140,8 @@ func (s *Service) image(ctx context.Context, spec Spec, o CreateOptions) (ImageI
 	return s.o.Images.Resolve(ctx, spec.Image, o.Platform)
 }
 
-// MergeEnv sets variables anew: "KEY=value" replaces, "KEY"
-// removes. Each keeps the place where it was first named.
+// MergeEnv sets variables anew: "KEY=value" replaces, "KEY" removes. Each keeps
+// the place where it was first named.
 func MergeEnv(of, over []string) []string {
 	env := make([]string, 0, len(of)+len(over))
 	at := make(map[string]int, len(of)+len(over))
@@ -364,7 +364,7 @@ func (s *Service) mountPoint(ctx context.Context, c *Container, m Mount, inherit
 			err = os.MkdirAll(m.Source, 0o755)
 		}
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, false, fault.Invalidf("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
+			return nil, false, &fault.Error{Class: fault.ErrInvalid, Noun: "mount", ID: m.Source, Msg: `invalid mount config for type "bind": bind source path does not exist: ` + m.Source}
 		}
 		if err != nil {
 			return nil, false, fault.Invalidf("invalid mount config for type \"bind\": %w", err)
