@@ -235,7 +235,7 @@ func (s *sandbox) indexOf(name string) (int, error) {
 
 // noDefault removes the default routes of a family.
 func (s *sandbox) noDefault(family int) error {
-	routes, err := s.inside.RouteList(nil, family)
+	routes, err := whole(func() ([]netlink.Route, error) { return s.inside.RouteList(nil, family) })
 	if err != nil {
 		return err
 	}

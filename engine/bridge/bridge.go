@@ -117,7 +117,7 @@ func (l *Links) EnsureBridge(_ context.Context, b network.Bridge) error {
 	} else {
 		l.sysctl("net/ipv6/conf/"+b.Name+"/disable_ipv6", "1")
 	}
-	have, err := l.host.AddrList(link, netlink.FAMILY_ALL)
+	have, err := whole(func() ([]netlink.Addr, error) { return l.host.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return err
 	}
@@ -284,9 +284,20 @@ func (l *Links) keepRouterAdvertisements() {
 	}
 }
 
+// whole asks again while what is listed changed during the listing: the kernel
+// says that its answer may lack something then.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 100 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // Bridges lists this engine's bridges of user-defined networks.
 func (l *Links) Bridges() ([]string, error) {
-	links, err := l.host.LinkList()
+	links, err := whole(l.host.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -302,7 +313,7 @@ func (l *Links) Bridges() ([]string, error) {
 // Ports lists the hosts' ends of containers' interfaces on a bridge.
 func (l *Links) Ports(bridge string) ([]string, error) {
 	masters := l.masters(bridge)
-	links, err := l.host.LinkList()
+	links, err := whole(l.host.LinkList)
 	if err != nil {
 		return nil, err
 	}
@@ -321,7 +332,7 @@ func (l *Links) Routed(p netip.Prefix) (bool, error) {
 	if p.Addr().Is6() {
 		family = netlink.FAMILY_V6
 	}
-	routes, err := l.host.RouteList(nil, family)
+	routes, err := whole(func() ([]netlink.Route, error) { return l.host.RouteList(nil, family) })
 	if err != nil {
 		return false, err
 	}

@@ -145,7 +145,7 @@ func (l *Links) enslave(link netlink.Link, master int) error {
 
 // move takes a container's port from one bridge to another of the same network.
 func (l *Links) move(n network.Link, from, to int) error {
-	links, err := l.host.LinkList()
+	links, err := whole(l.host.LinkList)
 	if err != nil {
 		return err
 	}

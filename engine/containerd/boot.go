@@ -25,7 +25,6 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/content/local/plugin"
 	_ "github.com/containerd/containerd/v2/plugins/diff/walking/plugin"
 	_ "github.com/containerd/containerd/v2/plugins/events"
-	_ "github.com/containerd/containerd/v2/plugins/gc"
 	_ "github.com/containerd/containerd/v2/plugins/leases"
 	_ "github.com/containerd/containerd/v2/plugins/metadata"
 	_ "github.com/containerd/containerd/v2/plugins/mount"
@@ -110,6 +109,7 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 	log.L = logrus.NewEntry(&logrus.Logger{Out: os.Stderr, Formatter: &logrus.TextFormatter{DisableColors: true}, Level: logrus.ErrorLevel, Hooks: logrus.LevelHooks{}, ExitFunc: func(int) {}})
 	capture.once.Do(func() {
 		register()
+		registerCollector()
 		if o.Tasks != nil {
 			replaceTasks(o.Tasks)
 		}
@@ -119,9 +119,6 @@ func Boot(ctx context.Context, o Options) (*Engine, error) {
 		Plugins: map[string]any{
 			"io.containerd.server.v1.grpc":  map[string]any{"address": o.Socket},
 			"io.containerd.server.v1.ttrpc": map[string]any{"address": o.Socket + ".ttrpc"},
-			// What was removed leaves the disk soon, not after a hundred changes. A
-			// collection looks at all there is, so many removals share one.
-			"io.containerd.gc.v1.scheduler": map[string]any{"deletion_threshold": 1, "schedule_delay": "1s"},
 		},
 		RequiredPlugins: []string{"io.berth.v1.capture"},
 	}

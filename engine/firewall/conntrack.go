@@ -40,7 +40,16 @@ func forgetFlows(rules []core.Rule) error {
 	if len(f.ports) == 0 {
 		return nil
 	}
-	_, err4 := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f)
-	_, err6 := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET6, f)
-	return errors.Join(err4, err6)
+	return errors.Join(forget(unix.AF_INET, f), forget(unix.AF_INET6, f))
+}
+
+// forget removes the flows of one family, and looks again while flows come and
+// go as they are listed: the kernel's list may lack some then.
+func forget(family netlink.InetFamily, f flows) (err error) {
+	for range 100 {
+		if _, err = netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return err
 }

@@ -274,9 +274,8 @@ func TestStorm(t *testing.T) {
 	}
 	t.Logf("%d objects acknowledged and there, %d removed and gone", made, removed)
 	drop(t, e)
-	// The collector of layers rests for fifty times as long as it has worked:
-	// minutes, where a busy machine has made it work for seconds.
-	if err := kit.Until(20*limit, func() error {
+	// The collector rests between two collections, a minute at most.
+	if err := kit.Until(4*limit, func() error {
 		// One layer more than before may be there: that of the places for mounts in true:test.
 		if now := rootFolders(t, e); len(now) > roots-containers+1 {
 			return fmt.Errorf("%d layers are left, there were %d without containers: %v", len(now), roots-containers, now)
