@@ -48,8 +48,9 @@ func (l *Library) Load(ctx context.Context, r io.Reader, quiet bool, wanted []st
 	defer plain.Close()
 	limited := &limitedStore{Store: l.c.ContentStore(), left: maxArchiveFiles}
 	top, err := archive.ImportIndex(ctx, limited, &roomy{Reader: plain, dir: l.o.Engine.root})
+	var ours *fault.Error
 	switch {
-	case errors.Is(err, fault.ErrInvalid), errors.Is(err, fault.ErrExhausted), ctx.Err() != nil, errors.Is(err, unix.ENOSPC):
+	case errors.As(err, &ours), ctx.Err() != nil, errors.Is(err, unix.ENOSPC):
 		return err
 	case err != nil:
 		return fault.Invalidf("invalid archive: %w", err)

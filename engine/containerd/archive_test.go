@@ -148,6 +148,7 @@ func TestHostileArchivesAreRefusedAndLeaveNothing(t *testing.T) {
 			return files("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`), "index.json", index, "blobs/sha256/"+sum([]byte("else"))[7:], m)
 		}(),
 	}
+	cases["a manifest of 20,000 layers"] = files("l.tar", fine, "c.json", config, "manifest.json", doc([]map[string]any{{"Config": "c.json", "Layers": slices.Repeat([]string{"l.tar"}, 20_000)}}))
 	below := layer(t, entry{name: "below"})
 	bad := func(h tar.Header, body string) []byte {
 		var b bytes.Buffer

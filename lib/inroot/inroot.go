@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-project/berth/lib/fault"
 )
 
 // resolve also refuses /proc's magic links, which jump anywhere.
@@ -96,6 +98,9 @@ func (r *Root) OpenRegular(name string, flags int) (*os.File, error) {
 // its reader or fill its memory.
 func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
 	f, err := r.OpenRegular(name, 0)
+	if errors.Is(err, ErrNotRegular) {
+		return nil, fault.Invalidf("%w", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +110,7 @@ func (r *Root) ReadFile(name string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(b)) > limit {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("longer than %d bytes", limit)}
+		return nil, fault.Invalidf("read %s: longer than %d bytes", name, limit)
 	}
 	return b, nil
 }
