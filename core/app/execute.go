@@ -46,12 +46,12 @@ type run struct {
 
 	mu     sync.Mutex
 	images map[string]Image
-	made   map[string]string   // names of containers made here → ids
-	fresh  map[string]bool     // images fetched or built
-	failed map[string]error    // steps that failed themselves
-	rolls  map[string]int      // failures of rolling replacements, by service
-	undone map[string]struct{} // services whose replacement was given up
-	hidden map[string]bool     // containers that others of their service answer for
+	made   map[string]string       // names of containers made here → ids
+	fresh  map[string]bool         // images fetched or built
+	failed map[string]error        // steps that failed themselves
+	rolls  map[string]map[int]bool // the replicas whose rolling replacement failed, by service
+	undone map[string]struct{}     // services whose replacement was given up
+	hidden map[string]bool         // containers that others of their service answer for
 }
 
 // stepError is the failure of one step.
@@ -614,10 +614,13 @@ func (r *run) rollFailed(ctx context.Context, s Step, err error) error {
 		}
 	}
 	r.mu.Lock()
-	r.rolls[s.Roll]++
-	bad := r.rolls[s.Roll]
+	if r.rolls[s.Roll] == nil {
+		r.rolls[s.Roll] = map[int]bool{}
+	}
+	r.rolls[s.Roll][s.Number] = true
+	bad := len(r.rolls[s.Roll])
 	r.mu.Unlock()
-	if s.Action == Wait && (roll.failure == "continue" || float32(bad) <= roll.ratio*float32(total)) {
+	if runs := s.Action == Wait || s.Action == Hook; runs && (roll.failure == "continue" || float32(bad) <= roll.ratio*float32(total)) {
 		r.op.step(s, Warning, "", fmt.Sprintf("%v: going on, as failure_action or max_failure_ratio says", err))
 		return nil
 	}

@@ -374,7 +374,7 @@ func (s *Service) converge(ctx context.Context, walk *run, plan Plan) error {
 // walker begins the walk of an application's plans.
 func (s *Service) walker(op *operation, a *App, p Policy) *run {
 	return &run{s: s, op: op, app: a, policy: p, sep: separator(p.Compatibility), images: map[string]Image{},
-		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]int{}, undone: map[string]struct{}{}, hidden: map[string]bool{}}
+		made: map[string]string{}, fresh: map[string]bool{}, failed: map[string]error{}, rolls: map[string]map[int]bool{}, undone: map[string]struct{}{}, hidden: map[string]bool{}}
 }
 
 // part notes, before anything is done, which containers a plan takes off their
