@@ -205,8 +205,12 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (id, warning stri
 	if err != nil {
 		return "", "", err
 	}
+	// The row comes first: what is on the host has an owner whenever we end.
+	if err := s.o.Store.PutNetwork(ctx, st.Network); err != nil {
+		return "", "", err
+	}
 	undo := func(err error) (string, string, error) {
-		if more := errors.Join(s.forbid(st.rules()), s.lower(st)); more != nil {
+		if more := errors.Join(s.forbid(st.rules()), s.lower(st), s.o.Store.DeleteNetwork(context.WithoutCancel(ctx), n.ID)); more != nil {
 			s.log.Warn("network not wholly undone", "network", o.Name, "error", more)
 		}
 		return "", "", err
@@ -215,9 +219,6 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (id, warning stri
 		return undo(err)
 	}
 	if err := s.let(st.rules()); err != nil {
-		return undo(err)
-	}
-	if err := s.o.Store.PutNetwork(ctx, st.Network); err != nil {
 		return undo(err)
 	}
 	s.mu.Lock()
@@ -500,14 +501,15 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	}
 	delete(s.byID, st.ID)
 	s.mu.Unlock()
+	if err := errors.Join(s.forbid(st.rules()), s.lower(st)); err != nil {
+		s.log.Warn("network not wholly removed", "network", st.Name, "error", err)
+	}
+	// The row goes last: what is on the host has an owner whenever we end.
 	if err := s.o.Store.DeleteNetwork(ctx, st.ID); err != nil {
 		s.mu.Lock()
 		s.byID[st.ID] = st
 		s.mu.Unlock()
-		return err
-	}
-	if err := errors.Join(s.forbid(st.rules()), s.lower(st)); err != nil {
-		s.log.Warn("network not wholly removed", "network", st.Name, "error", err)
+		return errors.Join(err, s.raise(ctx, st), s.let(st.rules()))
 	}
 	s.publish("destroy", st.Network)
 	return nil

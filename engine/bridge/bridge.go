@@ -25,6 +25,10 @@ import (
 // are never deleted.
 const made = "berth"
 
+// unmarked is in the name of one that is not marked yet, after the engine's
+// prefix: nobody else names an interface so.
+const unmarked = "~"
+
 // Links implements core's network.Links for one engine.
 type Links struct {
 	dir    string // of the namespaces' mounts
@@ -145,22 +149,34 @@ func (l *Links) EnsureBridge(_ context.Context, b network.Bridge) error {
 	return l.host.LinkSetUp(link)
 }
 
-// add makes a link that this package may delete again.
+// add makes a link that this package may delete again. The kernel takes name
+// and mark one after the other, so until it is marked its name is one of ours,
+// which sweeps find should the daemon end in between.
 func (l *Links) add(link netlink.Link) error {
+	attrs := link.Attrs()
+	name := attrs.Name
+	attrs.Name = l.BridgeName(unmarked + rand.Text())
 	if err := l.host.LinkAdd(link); err != nil {
 		return err
 	}
-	there, err := l.host.LinkByName(link.Attrs().Name)
+	there, err := l.host.LinkByName(attrs.Name)
+	attrs.Name = name
 	if err != nil {
 		return err
 	}
-	return l.host.LinkSetAlias(there, made)
+	if err = l.host.LinkSetAlias(there, made); err == nil {
+		err = l.host.LinkSetName(there, name)
+	}
+	if err != nil {
+		err = errors.Join(err, l.host.LinkDel(there))
+	}
+	return err
 }
 
 // remove deletes a link that add has made; one that is not there is no error.
 func (l *Links) remove(name string) error {
 	link, err := l.host.LinkByName(name)
-	if isMissing(err) || err == nil && link.Attrs().Alias != made {
+	if isMissing(err) || err == nil && link.Attrs().Alias != made && !strings.HasPrefix(name, l.prefix+unmarked) {
 		return nil
 	}
 	if err != nil {
@@ -295,7 +311,8 @@ func whole[T any](list func() ([]T, error)) (all []T, err error) {
 	return all, err
 }
 
-// Bridges lists this engine's bridges of user-defined networks.
+// Bridges lists this engine's bridges of user-defined networks, and what a
+// killed daemon was about to make.
 func (l *Links) Bridges() ([]string, error) {
 	links, err := whole(l.host.LinkList)
 	if err != nil {
@@ -303,7 +320,8 @@ func (l *Links) Bridges() ([]string, error) {
 	}
 	var names []string
 	for _, link := range links {
-		if a := link.Attrs(); link.Type() == "bridge" && a.Alias == made && strings.HasPrefix(a.Name, l.prefix) {
+		a := link.Attrs()
+		if link.Type() == "bridge" && a.Alias == made && strings.HasPrefix(a.Name, l.prefix) || strings.HasPrefix(a.Name, l.prefix+unmarked) {
 			names = append(names, a.Name)
 		}
 	}

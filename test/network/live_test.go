@@ -82,6 +82,50 @@ func TestADeletedBridgeIsMadeAgain(t *testing.T) {
 	}
 }
 
+// A daemon may be killed at any instant: a bridge is there only while its
+// network is written down, and one that has no name yet is swept.
+func TestEveryBridgeHasAnOwner(t *testing.T) {
+	w := newWorld(t)
+	const named = "ofaperson"
+	looked := 0
+	w.store.look = func(n network.Network) {
+		if looked++; n.Name != "owned" {
+			t.Errorf("network %q changed", n.Name)
+		}
+		if _, err := netlink.LinkByName(named); err == nil {
+			t.Error("the bridge is there without an owner")
+		}
+	}
+	_, _, err := w.Create(t.Context(), network.CreateOptions{Name: "owned", Options: map[string]string{"com.docker.network.bridge.name": named}})
+	must(t, err)
+	l, err := netlink.LinkByName(named)
+	must(t, err)
+	if l.Attrs().Alias != "berth" {
+		t.Errorf("the bridge is not marked: alias %q", l.Attrs().Alias)
+	}
+	must(t, w.Remove(t.Context(), "owned"))
+	if looked != 2 {
+		t.Errorf("the store was asked %d times", looked)
+	}
+	w.store.look = nil
+
+	add := func(name string) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = name
+		must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
+	}
+	add("br-~ABCDEF")
+	add("br-0123456789ab") // of docker
+	must(t, w.Shutdown())
+	w.start()
+	if _, err := netlink.LinkByName("br-~ABCDEF"); err == nil {
+		t.Error("what was about to be made is left")
+	}
+	docker, err := netlink.LinkByName("br-0123456789ab")
+	must(t, err)
+	must(t, netlink.LinkDel(docker))
+}
+
 // ruleset is all rules and elements, in an order of its own.
 func ruleset(t *testing.T) string {
 	t.Helper()

@@ -64,18 +64,25 @@ func TestMain(m *testing.M) {
 type memory struct {
 	mu   sync.Mutex
 	list map[string]network.Network
+	look func(network.Network) // called whenever one is put or deleted
 }
 
 func (m *memory) PutNetwork(_ context.Context, n network.Network) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.list[n.ID] = n
+	if m.look != nil {
+		m.look(n)
+	}
 	return nil
 }
 
 func (m *memory) DeleteNetwork(_ context.Context, id string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.look != nil {
+		m.look(m.list[id])
+	}
 	delete(m.list, id)
 	return nil
 }
