@@ -1,20 +1,22 @@
-// Package build is the command `berth build`: BuildKit's client inside the
-// program, with no plugin. It gathers what a person asks for, sends it to the
-// daemon's builder, and shows how it goes.
+// Package build is the command `berth build`, and how images are built wherever
+// the command line has to: BuildKit's client inside the program, with no
+// plugin. It gathers what a person asks for, sends it to the daemon's builder,
+// and shows how it goes.
 package build
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"strings"
 
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
-	"github.com/moby/buildkit/client"
-	gateway "github.com/moby/buildkit/frontend/gateway/client"
-	"github.com/moby/buildkit/solver/errdefs"
+	units "github.com/docker/go-units"
+	buildctl "github.com/moby/buildkit/cmd/buildctl/build"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/util/progress/progressui"
 	"github.com/spf13/cobra"
 
@@ -23,15 +25,14 @@ import (
 
 var say = locale.Say
 
-// options are the flags of one build, as docker build names them.
+// options are the flags of `berth build`, as docker build names them.
 type options struct {
-	tags, args, labels, contexts, hosts, ulimits       []string
-	secrets, ssh, outputs, cacheFrom, cacheTo          []string
-	allow, attests, noCacheFilter                      []string
-	file, target, network, shmSize, cgroupParent       string
-	platforms                                          []string
-	progress, iidFile, metadataFile, provenance, sbom  string
-	noCache, pull, quiet, push, load, check, shell, rm bool
+	Target
+	args, labels, contexts                  []string // name=value
+	secrets                                 []string // id=name[,src=file|env=VARIABLE]
+	shmSize                                 string
+	progress, iidFile, metadataFile         string
+	quiet, load, check, shell, hasNoMeaning bool
 }
 
 // New gives the command.
@@ -47,34 +48,37 @@ func New(docker command.Cli) *cobra.Command {
   berth build --shell-on-failure .            # look around in the step that failed
   berth build -t web https://example.org/repo.git#main:web`,
 		Args: cli.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error { return run(cmd.Context(), docker, o, args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.Context = args[0]
+			return run(cmd.Context(), docker, o)
+		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&o.tags, "tag", "t", nil, "Name of the image, name:tag")
-	f.StringVarP(&o.file, "file", "f", "", "Path of the Dockerfile (default PATH/Dockerfile); - reads it from stdin")
+	f.StringArrayVarP(&o.Tags, "tag", "t", nil, "Name of the image, name:tag")
+	f.StringVarP(&o.File, "file", "f", "", "Path of the Dockerfile (default PATH/Dockerfile); - reads it from stdin")
 	f.StringArrayVar(&o.args, "build-arg", nil, "Value of an ARG, name=value; without a value the environment's")
 	f.StringArrayVar(&o.labels, "label", nil, "Label of the image, key=value")
 	f.StringArrayVar(&o.contexts, "build-context", nil, "Further context, name=path, URL, docker-image://… or target:…")
-	f.StringVar(&o.target, "target", "", "Stage to build")
-	f.StringSliceVar(&o.platforms, "platform", nil, "Platforms to build for, linux/amd64,…")
-	f.BoolVar(&o.noCache, "no-cache", false, "Use nothing of the cache")
-	f.StringSliceVar(&o.noCacheFilter, "no-cache-filter", nil, "Stages that use nothing of the cache")
-	f.BoolVar(&o.pull, "pull", false, "Ask registries for newer base images")
-	f.StringVar(&o.network, "network", "", "Network of RUN: default, none, host")
-	f.StringSliceVar(&o.hosts, "add-host", nil, "Further line of /etc/hosts, name:address")
+	f.StringVar(&o.Stage, "target", "", "Stage to build")
+	f.StringSliceVar(&o.Platforms, "platform", nil, "Platforms to build for, linux/amd64,…")
+	f.BoolVar(&o.NoCache, "no-cache", false, "Use nothing of the cache")
+	f.StringSliceVar(&o.NoCacheFilter, "no-cache-filter", nil, "Stages that use nothing of the cache")
+	f.BoolVar(&o.Pull, "pull", false, "Ask registries for newer base images")
+	f.StringVar(&o.Network, "network", "", "Network of RUN: default, none, host")
+	f.StringSliceVar(&o.Hosts, "add-host", nil, "Further line of /etc/hosts, name:address")
 	f.StringVar(&o.shmSize, "shm-size", "", "Size of /dev/shm, 64m")
-	f.StringArrayVar(&o.ulimits, "ulimit", nil, "Limit of processes, name=soft[:hard]")
-	f.StringVar(&o.cgroupParent, "cgroup-parent", "", "Parent cgroup of steps")
+	f.StringArrayVar(&o.Ulimits, "ulimit", nil, "Limit of processes, name=soft[:hard]")
+	f.StringVar(&o.CgroupParent, "cgroup-parent", "", "Parent cgroup of steps")
 	f.StringArrayVar(&o.secrets, "secret", nil, "Secret for RUN, id=name[,src=file|env=VARIABLE]")
-	f.StringArrayVar(&o.ssh, "ssh", nil, "SSH agent or keys for RUN, default|id[=socket|key]")
-	f.StringArrayVarP(&o.outputs, "output", "o", nil, "Where the result goes: a folder, - (tar), or type=image|oci|docker|tar|local,dest=…")
-	f.StringArrayVar(&o.cacheFrom, "cache-from", nil, "Cache to read, type=registry|local,…")
-	f.StringArrayVar(&o.cacheTo, "cache-to", nil, "Cache to write, type=inline|registry|local,…")
-	f.StringSliceVar(&o.allow, "allow", nil, "Allow network.host or security.insecure")
-	f.StringArrayVar(&o.attests, "attest", nil, "Attestation, type=provenance|sbom,…")
-	f.StringVar(&o.provenance, "provenance", "", "Provenance attestation: false, min or max")
-	f.StringVar(&o.sbom, "sbom", "", "SBOM attestation")
-	f.BoolVar(&o.push, "push", false, "Push the image to its registry")
+	f.StringArrayVar(&o.SSH, "ssh", nil, "SSH agent or keys for RUN, default|id[=socket|key]")
+	f.StringArrayVarP(&o.Outputs, "output", "o", nil, "Where the result goes: a folder, - (tar), or type=image|oci|docker|tar|local,dest=…")
+	f.StringArrayVar(&o.CacheFrom, "cache-from", nil, "Cache to read, type=registry|local,…")
+	f.StringArrayVar(&o.CacheTo, "cache-to", nil, "Cache to write, type=inline|registry|local,…")
+	f.StringSliceVar(&o.Allow, "allow", nil, "Allow network.host or security.insecure")
+	f.StringArrayVar(&o.Attests, "attest", nil, "Attestation, type=provenance|sbom,…")
+	f.StringVar(&o.Provenance, "provenance", "", "Provenance attestation: false, min or max")
+	f.StringVar(&o.SBOM, "sbom", "", "SBOM attestation")
+	f.BoolVar(&o.Push, "push", false, "Push the image to its registry")
 	f.BoolVar(&o.load, "load", false, "Store the image in the engine (the default)")
 	f.BoolVar(&o.check, "check", false, "Look for mistakes in the Dockerfile and build nothing")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "Print the image's id alone")
@@ -82,54 +86,17 @@ func New(docker command.Cli) *cobra.Command {
 	f.StringVar(&o.iidFile, "iidfile", "", "File for the image's id")
 	f.StringVar(&o.metadataFile, "metadata-file", "", "File for what the build tells of its result")
 	f.BoolVar(&o.shell, "shell-on-failure", false, say("Open a shell in the step that fails, with its mounts", "Abre un intérprete en el paso que falla, con sus montajes"))
-	f.BoolVar(&o.rm, "rm", true, "Has no meaning: nothing is left behind")
-	f.BoolVar(&o.rm, "force-rm", true, "Has no meaning: nothing is left behind")
+	f.BoolVar(&o.hasNoMeaning, "rm", true, "Has no meaning: nothing is left behind")
+	f.BoolVar(&o.hasNoMeaning, "force-rm", true, "Has no meaning: nothing is left behind")
 	_ = f.MarkHidden("rm")
 	_ = f.MarkHidden("force-rm")
 	return cmd
 }
 
-func run(ctx context.Context, docker command.Cli, o options, where string) error {
-	c, err := client.New(ctx, "", client.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-		return docker.Client().DialHijack(ctx, "/grpc", "h2c", nil)
-	}), client.WithSessionDialer(func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error) {
-		return docker.Client().DialHijack(ctx, "/session", proto, meta)
-	}))
-	if err != nil {
+func run(ctx context.Context, docker command.Cli, o options) error {
+	if err := o.complete(); err != nil {
 		return err
 	}
-	defer c.Close()
-	if _, err := docker.Client().Ping(ctx, pingOptions); err != nil {
-		return err // it says how to start the daemon
-	}
-	so, cleanup, err := o.solve(docker, where)
-	if err != nil {
-		return err
-	}
-	defer cleanup()
-	resp, err := o.watch(ctx, docker, func(ctx context.Context, ch chan *client.SolveStatus) (*client.SolveResponse, error) {
-		if !o.shell && !o.check {
-			return c.Solve(ctx, nil, so, ch)
-		}
-		return o.through(ctx, docker, c, so, ch)
-	})
-	var status cli.StatusError
-	switch {
-	case errors.As(err, &status):
-		return err
-	case err != nil:
-		for _, s := range errdefs.Sources(err) {
-			_ = s.Print(docker.Err()) // file, line and caret
-		}
-		return fmt.Errorf("build failed: %w", err)
-	case o.check:
-		return nil
-	}
-	return o.report(docker, resp.ExporterResponse)
-}
-
-// watch shows the progress of a build.
-func (o options) watch(ctx context.Context, docker command.Cli, build func(context.Context, chan *client.SolveStatus) (*client.SolveResponse, error)) (*client.SolveResponse, error) {
 	mode := progressui.DisplayMode(o.progress)
 	switch {
 	case o.quiet || o.check:
@@ -137,46 +104,81 @@ func (o options) watch(ctx context.Context, docker command.Cli, build func(conte
 	case o.shell && (mode == progressui.AutoMode || mode == progressui.DefaultMode):
 		mode = progressui.PlainMode // the shell has the terminal
 	}
-	d, err := progressui.NewDisplay(docker.Err(), mode)
-	if err != nil {
-		return nil, err
+	results, err := Batch{Targets: []Target{o.Target}, Check: o.check, Shell: o.shell, Out: docker.Err(), Mode: mode}.Run(ctx, docker)
+	var status cli.StatusError
+	switch {
+	case errors.As(err, &status):
+		return err
+	case err != nil:
+		Explain(docker.Err(), err)
+		return fmt.Errorf("build failed: %w", err)
+	case o.check:
+		return nil
 	}
-	ch := make(chan *client.SolveStatus)
-	shown := make(chan error, 1)
-	go func() {
-		_, err := d.UpdateFrom(context.WithoutCancel(ctx), ch)
-		shown <- err
-	}()
-	resp, err := build(ctx, ch)
-	return resp, errors.Join(err, <-shown)
+	return o.report(docker, results[o.Name])
 }
 
-// through runs the build under our own eyes: its result, or the step that
-// failed, can be looked at while the builder still has it.
-func (o options) through(ctx context.Context, docker command.Cli, c *client.Client, so client.SolveOpt, ch chan *client.SolveStatus) (*client.SolveResponse, error) {
-	req := gateway.SolveRequest{Frontend: so.Frontend, FrontendOpt: so.FrontendAttrs, Evaluate: !o.check}
-	for _, i := range so.CacheImports {
-		req.CacheImports = append(req.CacheImports, gateway.CacheOptionsEntry{Type: i.Type, Attrs: i.Attrs})
+// complete makes the description of the image from words of the command line.
+func (o *options) complete() (err error) {
+	o.Args, o.Labels, o.Contexts = pairs(o.args, os.LookupEnv), pairs(o.labels, nil), map[string]string{}
+	for _, c := range o.contexts {
+		name, at, ok := strings.Cut(c, "=")
+		if !ok {
+			return fmt.Errorf("--build-context %s: want name=value", c)
+		}
+		o.Contexts[name] = at
 	}
-	so.Frontend, so.CacheImports = "", nil
-	if o.check {
-		req.FrontendOpt["requestid"] = "frontend.lint"
-		so.Exports = nil
+	if o.shmSize != "" {
+		if o.ShmBytes, err = units.RAMInBytes(o.shmSize); err != nil {
+			return fmt.Errorf("--shm-size: %w", err)
+		}
 	}
-	return c.Build(ctx, so, "berth", func(ctx context.Context, g gateway.Client) (*gateway.Result, error) {
-		res, err := g.Solve(ctx, req)
-		if err != nil && o.shell {
-			if opened := shell(ctx, docker, g, err); opened != nil {
-				fmt.Fprintln(docker.Err(), opened)
+	if len(o.secrets) > 0 {
+		if o.Secrets, err = buildctl.ParseSecret(o.secrets); err != nil {
+			return err
+		}
+	}
+	if o.load && len(o.Outputs) > 0 {
+		o.Outputs = append(o.Outputs, "type=image")
+	}
+	return nil
+}
+
+// pairs reads name=value words; find gives a value that is missing, or leaves the name out.
+func pairs(list []string, find func(string) (string, bool)) map[string]string {
+	m := map[string]string{}
+	for _, text := range list {
+		k, v, ok := strings.Cut(text, "=")
+		if !ok && find != nil {
+			if v, ok = find(k); !ok {
+				continue
 			}
 		}
-		if err == nil && o.check {
-			_, _ = docker.Out().Write(res.Metadata["result.txt"])
-			if code := string(res.Metadata["result.statuscode"]); code != "" && code != "0" {
-				return nil, cli.StatusError{StatusCode: 1}
-			}
-			return gateway.NewResult(), nil
+		m[k] = v
+	}
+	return m
+}
+
+// report prints and writes what the build tells of its result.
+func (o options) report(docker command.Cli, resp map[string]string) error {
+	id := resp[exptypes.ExporterImageConfigDigestKey]
+	if id == "" {
+		id = resp[exptypes.ExporterImageDigestKey]
+	}
+	if o.quiet && id != "" {
+		fmt.Fprintln(docker.Out(), id)
+	}
+	if o.iidFile != "" {
+		if err := os.WriteFile(o.iidFile, []byte(id), 0o666); err != nil {
+			return err
 		}
-		return res, err
-	}, ch)
+	}
+	if o.metadataFile == "" {
+		return nil
+	}
+	b, err := json.MarshalIndent(resp, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.metadataFile, append(b, '\n'), 0o666)
 }

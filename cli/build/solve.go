@@ -4,123 +4,184 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
-	"encoding/json"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/distribution/reference"
 	"github.com/docker/cli/cli/command"
 	"github.com/docker/cli/opts"
-	units "github.com/docker/go-units"
 	"github.com/moby/buildkit/client"
 	buildctl "github.com/moby/buildkit/cmd/buildctl/build"
-	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/frontend/dockerfile/dfgitutil"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
 	"github.com/moby/buildkit/session/upload/uploadprovider"
 	"github.com/moby/buildkit/solver/pb"
-	mobyclient "github.com/moby/moby/client"
 	"github.com/tonistiigi/fsutil"
 )
 
-var pingOptions = mobyclient.PingOptions{}
+// Target is one image to build.
+type Target struct {
+	Name    string // what progress, errors and other targets call it; unique in a batch
+	Context string // a folder, an address, or - for stdin
+	File    string // path of the Dockerfile, in the context where that is an address; - is stdin
+	Inline  string // text of the Dockerfile, in place of a file
+	Stage   string // stage of the Dockerfile; "" is the last one
 
-// solve words the flags for BuildKit. Cleanup removes what was put on disk.
-func (o options) solve(docker command.Cli, where string) (so client.SolveOpt, cleanup func(), err error) {
+	Args, Labels map[string]string
+	Contexts     map[string]string // further ones: a folder, an address, docker-image://…, or target:NAME for the result of another target of the batch
+	Tags         []string
+	Platforms    []string
+	Hosts        []string // lines of /etc/hosts, name=address or name:address
+	Ulimits      []string // name=soft[:hard]
+	Network      string   // default, none or host
+	CgroupParent string
+	ShmBytes     int64 // size of /dev/shm; 0 is the builder's own choice
+
+	Secrets session.Attachable // answers the builder's questions for secrets; nil where there are none
+	SSH     []string           // default|id[=socket|key]
+	Allow   []string           // entitlements that the build is given
+
+	CacheFrom, CacheTo, NoCacheFilter []string
+	NoCache, Pull                     bool
+
+	Outputs          []string // as --output takes them; none is the engine's own library
+	Push             bool
+	Attests          []string // type=provenance|sbom,…
+	Provenance, SBOM string   // over those of Attests: "" leaves it, false, true, or attributes
+	Internal         bool     // its result is for other targets alone
+}
+
+// fromTarget begins a context that is another target's result.
+const fromTarget = "target:"
+
+// solve words a target for BuildKit. Cleanup removes what was put on disk.
+// Contexts that are targets are left to the batch.
+func (t Target) solve(ctx context.Context, docker command.Cli, c *client.Client) (so client.SolveOpt, cleanup func(), err error) {
 	cleanup = func() {}
 	attrs := map[string]string{"image-resolve-mode": pb.AttrImageResolveModePreferLocal}
-	so = client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: attrs, LocalMounts: map[string]fsutil.FS{}, AllowedEntitlements: o.allow}
-	if o.pull {
+	so = client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: attrs, LocalMounts: map[string]fsutil.FS{}, AllowedEntitlements: slices.Clone(t.Allow)}
+	if t.Pull {
 		attrs["image-resolve-mode"] = pb.AttrImageResolveModeForcePull
 	}
-	if o.noCache {
+	if t.NoCache {
 		attrs["no-cache"] = ""
-	} else if len(o.noCacheFilter) > 0 {
-		attrs["no-cache"] = strings.Join(o.noCacheFilter, ",")
+	} else if len(t.NoCacheFilter) > 0 {
+		attrs["no-cache"] = strings.Join(t.NoCacheFilter, ",")
 	}
-	for key, value := range map[string]string{"target": o.target, "platform": strings.Join(o.platforms, ","), "cgroup-parent": o.cgroupParent} {
+	for key, value := range map[string]string{"target": t.Stage, "platform": strings.Join(t.Platforms, ","), "cgroup-parent": t.CgroupParent} {
 		if value != "" {
 			attrs[key] = value
 		}
 	}
-	switch o.network {
+	switch t.Network {
 	case "", "default":
 	case "none":
-		attrs["force-network-mode"] = o.network
+		attrs["force-network-mode"] = t.Network
 	case "host":
-		attrs["force-network-mode"] = o.network
+		attrs["force-network-mode"] = t.Network
 		so.AllowedEntitlements = append(so.AllowedEntitlements, "network.host")
 	default:
-		return so, cleanup, fmt.Errorf("network %q is not supported for builds: use default, none or host", o.network)
+		return so, cleanup, fmt.Errorf("network %q is not supported for builds: use default, none or host", t.Network)
 	}
-	pairs(attrs, "build-arg:", o.args, true)
-	pairs(attrs, "label:", o.labels, false)
-	if err := o.limits(attrs); err != nil {
+	given := map[string]bool{}
+	for k, v := range t.Args {
+		attrs["build-arg:"+k] = v
+		given[strings.ToLower(k)] = true
+	}
+	for k, v := range docker.ConfigFile().ParseProxyConfig(docker.Client().DaemonHost(), nil) {
+		if v != nil && !given[strings.ToLower(k)] { // BuildKit takes either case for both
+			attrs["build-arg:"+k] = *v
+		}
+	}
+	for k, v := range t.Labels {
+		attrs["label:"+k] = v
+	}
+	if err := t.limits(attrs); err != nil {
 		return so, cleanup, err
 	}
-	if err := o.attestations(attrs); err != nil {
+	if err := t.hosts(ctx, attrs, c); err != nil {
+		return so, cleanup, err
+	}
+	if err := t.attestations(attrs); err != nil {
 		return so, cleanup, err
 	}
 	so.Session = append(so.Session, authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{AuthConfigProvider: authprovider.LoadAuthConfig(docker.ConfigFile())}))
-	if err := o.attach(&so); err != nil {
+	if err := t.attach(&so); err != nil {
 		return so, cleanup, err
 	}
-	if err := o.results(&so); err != nil {
+	if err := t.results(&so); err != nil {
 		return so, cleanup, err
 	}
-	if so.CacheImports, err = buildctl.ParseImportCache(o.cacheFrom); err != nil {
+	if so.CacheImports, err = buildctl.ParseImportCache(caches(t.CacheFrom)); err != nil {
 		return so, cleanup, err
 	}
-	if so.CacheExports, err = buildctl.ParseExportCache(o.cacheTo); err != nil {
+	if so.CacheExports, err = buildctl.ParseExportCache(caches(t.CacheTo)); err != nil {
 		return so, cleanup, err
 	}
-	cleanup, err = o.context(docker, &so, where)
+	cleanup, err = t.context(docker, &so)
 	return so, cleanup, err
 }
 
-// pairs puts name=value words into attributes; fill takes a missing value from
-// the environment.
-func pairs(attrs map[string]string, prefix string, list []string, fill bool) {
-	for _, text := range list {
-		k, v, ok := strings.Cut(text, "=")
-		if !ok && fill {
-			if v, ok = os.LookupEnv(k); !ok {
-				continue
-			}
+// caches puts what a bare name of an image means into words.
+func caches(list []string) (out []string) {
+	for _, c := range list {
+		if !strings.Contains(c, "=") {
+			c = "type=registry,ref=" + c
 		}
-		attrs[prefix+k] = v
+		out = append(out, c)
 	}
+	return out
 }
 
-func (o options) limits(attrs map[string]string) error {
+// labelGateway is where a builder tells the address that host-gateway means.
+const labelGateway = "org.mobyproject.buildkit.worker.moby.host-gateway-ip"
+
+func (t Target) hosts(ctx context.Context, attrs map[string]string, c *client.Client) error {
 	var hosts []string
-	for _, h := range o.hosts {
+	for _, h := range t.Hosts {
 		name, address, ok := strings.Cut(strings.Replace(h, "=", ":", 1), ":")
 		if !ok {
 			return fmt.Errorf("bad format for --add-host: %q: want name:address", h)
+		}
+		if address == "host-gateway" {
+			workers, err := c.ListWorkers(ctx)
+			if err != nil {
+				return err
+			}
+			for _, w := range workers {
+				address = w.Labels[labelGateway]
+			}
+			if address == "" || address == "host-gateway" {
+				return fmt.Errorf("host %s: the builder does not tell the address that host-gateway means", name)
+			}
 		}
 		hosts = append(hosts, name+"="+strings.Trim(address, "[]"))
 	}
 	if len(hosts) > 0 {
 		attrs["add-hosts"] = strings.Join(hosts, ",")
 	}
-	if o.shmSize != "" {
-		n, err := units.RAMInBytes(o.shmSize)
-		if err != nil {
-			return fmt.Errorf("--shm-size: %w", err)
-		}
-		attrs["shm-size"] = strconv.FormatInt(n, 10)
+	return nil
+}
+
+func (t Target) limits(attrs map[string]string) error {
+	if t.ShmBytes > 0 {
+		attrs["shm-size"] = strconv.FormatInt(t.ShmBytes, 10)
 	}
 	limits := opts.NewUlimitOpt(nil)
-	for _, u := range o.ulimits {
+	for _, u := range t.Ulimits {
 		if err := limits.Set(u); err != nil {
-			return fmt.Errorf("--ulimit: %w", err)
+			return fmt.Errorf("ulimit: %w", err)
 		}
 	}
 	var list []string
@@ -133,10 +194,11 @@ func (o options) limits(attrs map[string]string) error {
 	return nil
 }
 
-func (o options) attestations(attrs map[string]string) error {
+func (t Target) attestations(attrs map[string]string) error {
 	set := func(kind, value string) {
 		switch value {
-		case "", "false":
+		case "false", "disabled=true":
+			delete(attrs, "attest:"+kind)
 		case "true":
 			attrs["attest:"+kind] = ""
 		case "min", "max":
@@ -145,30 +207,30 @@ func (o options) attestations(attrs map[string]string) error {
 			attrs["attest:"+kind] = value
 		}
 	}
-	set("provenance", o.provenance)
-	set("sbom", o.sbom)
-	for _, a := range o.attests {
+	for _, a := range t.Attests {
 		rest, ok := strings.CutPrefix(a, "type=")
 		if !ok {
-			return fmt.Errorf("--attest %s: want type=provenance or type=sbom first", a)
+			return fmt.Errorf("attestation %s: want type=provenance or type=sbom first", a)
 		}
 		kind, values, _ := strings.Cut(rest, ",")
-		attrs["attest:"+kind] = values
+		set(kind, cmp.Or(values, "true"))
+	}
+	if t.Provenance != "" {
+		set("provenance", t.Provenance)
+	}
+	if t.SBOM != "" {
+		set("sbom", t.SBOM)
 	}
 	return nil
 }
 
 // attach adds what the client serves to the build: secrets and SSH agents.
-func (o options) attach(so *client.SolveOpt) error {
-	if len(o.secrets) > 0 {
-		s, err := buildctl.ParseSecret(o.secrets)
-		if err != nil {
-			return err
-		}
-		so.Session = append(so.Session, s)
+func (t Target) attach(so *client.SolveOpt) error {
+	if t.Secrets != nil {
+		so.Session = append(so.Session, t.Secrets)
 	}
-	if len(o.ssh) > 0 {
-		list, err := buildctl.ParseSSH(o.ssh)
+	if len(t.SSH) > 0 {
+		list, err := buildctl.ParseSSH(t.SSH)
 		if err != nil {
 			return err
 		}
@@ -182,17 +244,20 @@ func (o options) attach(so *client.SolveOpt) error {
 }
 
 // results says where what is built goes.
-func (o options) results(so *client.SolveOpt) error {
+func (t Target) results(so *client.SolveOpt) error {
+	if t.Internal {
+		return nil
+	}
 	var names []string
-	for _, t := range o.tags {
-		named, err := reference.ParseNormalizedNamed(t)
+	for _, tag := range t.Tags {
+		named, err := reference.ParseNormalizedNamed(tag)
 		if err != nil {
-			return fmt.Errorf("invalid tag %q: %w", t, err)
+			return fmt.Errorf("invalid tag %q: %w", tag, err)
 		}
 		names = append(names, reference.TagNameOnly(named).String())
 	}
 	var wanted []string
-	for _, out := range o.outputs {
+	for _, out := range t.Outputs {
 		switch {
 		case out == "-":
 			out = "type=tar,dest=-"
@@ -201,8 +266,8 @@ func (o options) results(so *client.SolveOpt) error {
 		}
 		wanted = append(wanted, out)
 	}
-	if len(wanted) == 0 || o.load {
-		wanted = append(wanted, "type=image")
+	if len(wanted) == 0 {
+		wanted = []string{"type=image"}
 	}
 	list, err := buildctl.ParseOutput(wanted)
 	if err != nil {
@@ -219,7 +284,7 @@ func (o options) results(so *client.SolveOpt) error {
 		if e.Attrs["name"] == "" {
 			e.Attrs["name"] = strings.Join(names, ",")
 		}
-		if o.push {
+		if t.Push {
 			if len(names) == 0 {
 				return fmt.Errorf("--push needs a name: add --tag")
 			}
@@ -231,7 +296,7 @@ func (o options) results(so *client.SolveOpt) error {
 }
 
 // context gives BuildKit the files of the build.
-func (o options) context(docker command.Cli, so *client.SolveOpt, where string) (cleanup func(), err error) {
+func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func(), err error) {
 	cleanup = func() {}
 	local := func(name, dir string) error {
 		fs, err := fsutil.NewFS(dir)
@@ -241,10 +306,9 @@ func (o options) context(docker command.Cli, so *client.SolveOpt, where string) 
 		so.LocalMounts[name] = fs
 		return nil
 	}
-	for _, c := range o.contexts {
-		name, at, ok := strings.Cut(c, "=")
-		if !ok {
-			return cleanup, fmt.Errorf("--build-context %s: want name=value", c)
+	for name, at := range t.Contexts {
+		if strings.HasPrefix(at, fromTarget) {
+			continue
 		}
 		if info, err := os.Stat(at); err == nil && info.IsDir() {
 			if err := local(name, at); err != nil {
@@ -254,37 +318,61 @@ func (o options) context(docker command.Cli, so *client.SolveOpt, where string) 
 		}
 		so.FrontendAttrs["context:"+name] = at
 	}
-	file := o.file
+	text, file := []byte(t.Inline), t.File
 	switch {
-	case where == "-" && file == "-":
+	case t.Context == "-" && file == "-":
 		return cleanup, fmt.Errorf("the context and the Dockerfile cannot both come from stdin")
-	case where == "-":
-		return o.stdin(docker.In(), so, local)
-	case isRemote(where):
-		so.FrontendAttrs["context"] = where
+	case t.Context == "-":
+		return t.stdin(docker.In(), so, local)
+	case file == "-":
+		if text, err = readDockerfile(docker.In()); err != nil {
+			return cleanup, err
+		}
+	}
+	switch remote := isRemote(t.Context); {
+	case remote && len(text) > 0:
+		so.FrontendAttrs["context"], so.FrontendAttrs["dockerfilekey"] = t.Context, "dockerfile"
+		return dockerfile(text, so, local)
+	case remote:
+		so.FrontendAttrs["context"] = t.Context
 		if file != "" {
 			so.FrontendAttrs["filename"] = file
 		}
 		return cleanup, nil
 	}
-	if info, err := os.Stat(where); err != nil || !info.IsDir() {
-		return cleanup, fmt.Errorf("path %q not found or no folder", where)
+	if info, err := os.Stat(t.Context); err != nil || !info.IsDir() {
+		return cleanup, fmt.Errorf("path %q not found or no folder", t.Context)
 	}
-	if err := local("context", where); err != nil {
+	if err := local("context", t.Context); err != nil {
 		return cleanup, err
 	}
-	switch file {
-	case "":
-		file = filepath.Join(where, "Dockerfile")
-	case "-":
-		text, err := readDockerfile(docker.In())
-		if err != nil {
-			return cleanup, err
-		}
+	if so.SharedKey, err = sharedKey(t.Context); err != nil {
+		return cleanup, err
+	}
+	if len(text) > 0 || file == "-" {
 		return dockerfile(text, so, local)
+	}
+	if file == "" {
+		file = filepath.Join(t.Context, "Dockerfile")
 	}
 	so.FrontendAttrs["filename"] = filepath.Base(file)
 	return cleanup, local("dockerfile", filepath.Dir(file))
+}
+
+// sharedKey says which folder of which machine a context is, so that the
+// builder asks for what has changed in it, and two builds at a time do not take
+// the copy of each other's for their own.
+func sharedKey(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(host + "\x00" + dir))
+	return hex.EncodeToString(sum[:16]), nil
 }
 
 // maxDockerfile bounds a Dockerfile from stdin, in bytes.
@@ -324,7 +412,7 @@ func dockerfile(text []byte, so *client.SolveOpt, local func(name, dir string) e
 }
 
 // stdin reads an archive of the context, or a bare Dockerfile.
-func (o options) stdin(r io.Reader, so *client.SolveOpt, local func(name, dir string) error) (func(), error) {
+func (t Target) stdin(r io.Reader, so *client.SolveOpt, local func(name, dir string) error) (func(), error) {
 	in := bufio.NewReaderSize(r, 64<<10)
 	head, err := in.Peek(1024)
 	if err != nil && len(head) == 0 {
@@ -335,10 +423,10 @@ func (o options) stdin(r io.Reader, so *client.SolveOpt, local func(name, dir st
 	if err == nil || packed {
 		up := uploadprovider.New()
 		so.FrontendAttrs["context"] = up.Add(io.NopCloser(in))
-		if o.file != "" {
-			so.FrontendAttrs["filename"] = o.file
+		if t.File != "" {
+			so.FrontendAttrs["filename"] = t.File
 		}
-		so.Session = append(so.Session, session.Attachable(up))
+		so.Session = append(so.Session, up)
 		return func() {}, nil
 	}
 	text, err := readDockerfile(in)
@@ -350,28 +438,4 @@ func (o options) stdin(r io.Reader, so *client.SolveOpt, local func(name, dir st
 		so.LocalMounts["context"] = so.LocalMounts["dockerfile"]
 	}
 	return cleanup, err
-}
-
-// report prints and writes what the build tells of its result.
-func (o options) report(docker command.Cli, resp map[string]string) error {
-	id := resp[exptypes.ExporterImageConfigDigestKey]
-	if id == "" {
-		id = resp[exptypes.ExporterImageDigestKey]
-	}
-	if o.quiet && id != "" {
-		fmt.Fprintln(docker.Out(), id)
-	}
-	if o.iidFile != "" {
-		if err := os.WriteFile(o.iidFile, []byte(id), 0o666); err != nil {
-			return err
-		}
-	}
-	if o.metadataFile == "" {
-		return nil
-	}
-	b, err := json.MarshalIndent(resp, "", "  ")
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(o.metadataFile, append(b, '\n'), 0o666)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,7 @@ type makeOptions struct {
 	scale                                  []string
 	yes                                    bool
 	noDeps                                 bool
+	buildOut                               io.Writer // where the builder's progress goes; nil is the standard output
 }
 
 func (o *makeOptions) check() error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 )
 
 // How a row of progress stands.
@@ -30,6 +31,7 @@ type event struct {
 	details string
 	current int64 // bytes
 	total   int64
+	since   time.Time // when it began; zero is now
 }
 
 // screen shows progress. begin and end enclose one operation.

@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -107,7 +108,7 @@ func (t *tree) on(e event) {
 	}
 	r := t.byID[e.id]
 	if r == nil {
-		r = &row{started: time.Now()}
+		r = &row{started: cmp.Or(e.since, time.Now())}
 		t.byID[e.id], t.rows = r, append(t.rows, r)
 	}
 	r.event = e

@@ -371,7 +371,7 @@ func (w *watcher) told(service string, err error) {
 func (w *watcher) rebuild(ctx context.Context, services []string) error {
 	w.p.line("watch", fmt.Sprintf("Rebuilding service(s) %q after changes were detected...", services))
 	r := app.ApplyRequest{Document: w.document, Policy: app.Policy{Services: services, NoDeps: true, Build: true, Compatibility: w.t.isCompatible(w.project)}}
-	if err := w.t.buildFirst(ctx, &makeOptions{}, &app.App{Project: w.project}, services, &r.Policy); err != nil {
+	if err := w.t.buildFirst(ctx, &makeOptions{buildOut: &lines{emit: func(s string) { w.p.line("watch", s) }}}, &app.App{Project: w.project}, services, &r.Policy); err != nil {
 		return err
 	}
 	if _, err := w.t.do(ctx, "build", func(ctx context.Context, watch remote.Watch) (app.Result, error) {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -79,7 +80,7 @@ func encodeProject(p *types.Project) (json.RawMessage, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
-	parts := map[string]any{"name": p.Name, "services": p.Services}
+	parts := map[string]any{"name": p.Name, "services": withoutKeys(p.Services)}
 	for name, part := range map[string]struct {
 		n int
 		v any
@@ -95,6 +96,20 @@ func encodeProject(p *types.Project) (json.RawMessage, error) {
 		return nil, err
 	}
 	return bytes.TrimSpace(b.Bytes()), nil
+}
+
+// withoutKeys leaves out the SSH agents and keys of builds: they are at hand
+// where images are built, and no JSON of compose-go holds them.
+func withoutKeys(services types.Services) types.Services {
+	out := maps.Clone(services)
+	for name, s := range out {
+		if s.Build != nil && len(s.Build.SSH) > 0 {
+			b := *s.Build
+			b.SSH, s.Build = nil, &b
+			out[name] = s
+		}
+	}
+	return out
 }
 
 // seccompPath gives the file that a security option names.
