@@ -23,6 +23,12 @@ const (
 	notParsed   = "dockerfile parse error"
 	emptyFile   = "the Dockerfile cannot be empty"
 	emptyParsed = "file with no instructions"
+	noStages    = "dockerfile contains no stages to build"
+	noStageYet  = "no build stage in current context"
+	noTarget    = "target stage "
+	noPlatform  = "failed to parse target platform "
+	noSyntax    = "failed to resolve source metadata for " // the frontend's image; of a base the name comes first
+	badSyntax   = "invalid context name "
 )
 
 var (
@@ -44,7 +50,7 @@ func plainText(err error) string {
 
 // beforehand tells of a failure whether no instruction was looked at.
 func beforehand(text string) bool {
-	for _, p := range []string{noFile, noArchive, notParsed, emptyFile, emptyParsed} {
+	for _, p := range []string{noFile, noArchive, notParsed, emptyFile, emptyParsed, noStages, noStageYet, noTarget, noPlatform, noSyntax, badSyntax} {
 		if strings.HasPrefix(text, p) {
 			return true
 		}

@@ -3,6 +3,7 @@ package buildkit
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-project/berth/core/build"
+	"github.com/berth-project/berth/format/include"
 	"github.com/berth-project/berth/lib/fault"
 	"github.com/berth-project/berth/lib/holes"
 	"github.com/berth-project/berth/lib/inflate"
@@ -82,7 +84,19 @@ func plan(ctx context.Context, f *os.File, r build.Request) (list []build.Instru
 	if err := unix.Fstatfs(int(f.Fd()), &disk); err != nil {
 		return nil, false, os.NewSyscallError("fstatfs", err)
 	}
-	text, err := dockerfileOf(whileAlive{ctx, f}, r.Dockerfile, int64(disk.Bavail)*disk.Bsize)
+	read := func(name string) ([]byte, error) {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+		return dockerfileOf(whileAlive{ctx, f}, name, int64(disk.Bavail)*disk.Bsize)
+	}
+	name := cmp.Or(r.Dockerfile, "Dockerfile")
+	text, err := read(name)
+	if err == nil {
+		if text, err = include.Expand(strings.TrimPrefix(path.Clean("/"+name), "/"), text, read); err != nil && ctx.Err() == nil {
+			return nil, false, nil
+		}
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, false, context.Cause(ctx)
@@ -151,12 +165,9 @@ func (w whileAlive) Read(p []byte) (int, error) {
 	return w.r.Read(p)
 }
 
-// dockerfileOf reads an archive to its end, and refuses one that would fill the
+// dockerfileOf gives the file of a name. It reads an archive to its end, and refuses one that would fill the
 // disk: BuildKit unpacks whatever it is given.
 func dockerfileOf(r io.Reader, name string, free int64) (text []byte, err error) {
-	if name == "" {
-		name = "Dockerfile"
-	}
 	plain, err := inflate.NewReader(r)
 	if err != nil {
 		return nil, err

@@ -52,10 +52,10 @@ func TestAPlanHasLimits(t *testing.T) {
 
 func TestAContextThatFillsTheDiskIsRefused(t *testing.T) {
 	text := "FROM scratch\n"
-	if got, err := dockerfileOf(packed(t, text), "", int64(len(text))); string(got) != text || err != nil {
+	if got, err := dockerfileOf(packed(t, text), "Dockerfile", int64(len(text))); string(got) != text || err != nil {
 		t.Errorf("%q, %v", got, err)
 	}
-	if _, err := dockerfileOf(packed(t, text), "", int64(len(text)-1)); !errors.Is(err, fault.ErrExhausted) {
+	if _, err := dockerfileOf(packed(t, text), "Dockerfile", int64(len(text)-1)); !errors.Is(err, fault.ErrExhausted) {
 		t.Error(err)
 	}
 }

@@ -110,7 +110,7 @@ func (b *Builder) Build(ctx context.Context, r build.Request, tell func(build.Pr
 			return build.Result{}, context.Cause(ctx)
 		}
 		text := plainText(err)
-		if !begun && r.Remote != "" && !beforehand(text) {
+		if !begun && !beforehand(text) {
 			tell(build.Progress{Begun: true})
 		}
 		return build.Result{}, failure(r, text)
