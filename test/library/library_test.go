@@ -137,6 +137,11 @@ func TestTheLibrary(t *testing.T) {
 		}
 	})
 	t.Run("image", func(t *testing.T) { examineImages(t, engine) })
+	t.Run("small", func(t *testing.T) {
+		b := newBench(t, engine)
+		t.Run("force", b.testForce)
+		t.Run("kill", b.testKills)
+	})
 	t.Run("application", func(t *testing.T) { runApplications(t, engine) })
 }
 
