@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -208,6 +209,9 @@ func tryPlugin(docker *command.DockerCli, cmd *cobra.Command, args []string) (do
 	return true, err
 }
 
+// unreached is how a request to Docker Hub fails for one of its official images.
+var unreached = regexp.MustCompile(`"https://registry-1\.docker\.io/v2/library/([^/"]+)/manifests/[^"]*": `)
+
 // explain adds to an error what to do next.
 func explain(err error) string {
 	msg := err.Error()
@@ -215,6 +219,10 @@ func explain(err error) string {
 		return msg + "\n\n" + say(
 			"No Berth daemon answers there. Start one:\n    sudo berthd &                  (or: sudo systemctl start berth)\nLook at this machine:\n    berth doctor",
 			"Ahí no responde ningún demonio de Berth. Inícielo:\n    sudo berthd &                  (o: sudo systemctl start berth)\nExamine esta máquina:\n    berth doctor")
+	}
+	if m := unreached.FindStringSubmatch(msg); m != nil && library.Has(m[1]) {
+		return msg + "\n\n" + fmt.Sprintf(say("Docker Hub was not reached. Berth makes an image of this name from Debian's packages:\n    berth library build %s",
+			"No se llegó a Docker Hub. Berth hace una imagen de este nombre con paquetes de Debian:\n    berth library build %s"), m[1])
 	}
 	return msg
 }

@@ -34,14 +34,11 @@ the time of the newest package otherwise.`,
 Una imagen que ya está y se hizo con los mismos paquetes y receta no se toca.
 SOURCE_DATE_EPOCH fija la hora de los archivos que crea; si no está, es la del
 paquete más reciente.`),
-		Example: "  berth library build postgres redis\n  berth library build --all\n  berth library build --offline nginx\n  berth library build --write-lock nginx.lock nginx\n  berth library build --lock nginx.lock nginx\n  berth library build --mirror http://snapshot.debian.org/archive/debian/20261121T000000Z nginx",
-		Args:    cobra.ArbitraryArgs,
+		Example:           "  berth library build postgres redis\n  berth library build --all\n  berth library build --offline nginx\n  berth library build --write-lock nginx.lock nginx\n  berth library build --lock nginx.lock nginx\n  berth library build --mirror http://snapshot.debian.org/archive/debian/20261121T000000Z nginx",
+		ValidArgsFunction: n.completeNames(0),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 != all {
-			return fmt.Errorf("%s", locale.Say("name the images, or give --all", "nombre las imágenes, o use --all"))
-		}
-		list, err := n.named(args)
+		list, err := n.chosen(args, all)
 		if err != nil {
 			return err
 		}
@@ -75,7 +72,7 @@ paquete más reciente.`),
 				if x.Fresh {
 					state = fmt.Sprintf(locale.Say("made in %.1f s", "hecha en %.1f s"), time.Since(begun).Seconds())
 				}
-				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", x.Tags[len(x.Tags)-1], short(x.ID), mb(float64(x.Size)/1e6), state)
+				fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", x.Tags[0], short(x.ID), mb(float64(x.Size)/1e6), state)
 			}
 		}
 		if format == "json" {
@@ -89,6 +86,7 @@ paquete más reciente.`),
 	f.BoolVar(&o.Replace, "replace", false, locale.Say("Take names from images that are not of the library", "Tomar nombres de imágenes ajenas a la biblioteca"))
 	f.StringVar(&lock, "lock", "", locale.Say("Use the package versions of this file instead of the mirror's newest", "Usar las versiones de paquetes de este archivo en vez de las últimas de la réplica"))
 	f.StringVar(&writeLock, "write-lock", "", locale.Say("Write the package versions that are used to this file", "Escribir en este archivo las versiones de paquetes usadas"))
+	completeFiles(cmd, "lock", "write-lock")
 	n.mirrorFlags(cmd)
 	n.formatFlag(cmd, &format)
 	return cmd
@@ -139,9 +137,10 @@ func (n *noun) fetch() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "fetch [OPTIONS] [NAME...]",
 		Short: locale.Say("Fetch the packages of official images, to make them without a network later", "Descargar los paquetes de imágenes oficiales, para hacerlas luego sin red"),
-		Long: locale.Say("Fetch the packages of official images (all where none is named) into the cache. 'berth library build --offline' then needs no network; the folder may be carried to another machine.",
-			"Descargar a la caché los paquetes de imágenes oficiales (todas si no se nombra ninguna). Después 'berth library build --offline' no necesita red; la carpeta puede llevarse a otra máquina."),
-		Example: "  berth library fetch\n  berth library fetch --cache /media/usb/library postgres",
+		Long: locale.Say("Fetch the packages of official images (all where none is named) into the cache.\n'berth library build --offline' then needs no network; the folder may be carried\nto another machine.",
+			"Descargar a la caché los paquetes de imágenes oficiales (todas si no se nombra\nninguna). Después 'berth library build --offline' no necesita red; la carpeta puede\nllevarse a otra máquina."),
+		Example:           "  berth library fetch\n  berth library fetch --cache /media/usb/library postgres",
+		ValidArgsFunction: n.completeNames(0),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		list, err := n.named(args)

@@ -6,6 +6,7 @@ package library
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -14,8 +15,10 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
+	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -54,11 +57,15 @@ No se consulta ningún registro: los paquetes vienen de una réplica de Debian, 
 comprueban sus firmas, y el motor los instala en un contenedor sin red. Las
 mismas versiones de paquetes dan la misma imagen, con el mismo digest.`),
 		Example: "  berth library ls\n  berth library build postgres redis nginx\n  berth run -d -e POSTGRES_PASSWORD=secret postgres",
-		Args:    cobra.NoArgs,
-		RunE:    func(cmd *cobra.Command, args []string) error { return command.ShowHelp(docker.Err())(cmd, args) },
+		Args:    cli.NoArgs,
+		RunE:    command.ShowHelp(docker.Err()),
 	}
 	cmd.AddCommand(n.ls(), n.show(), n.build(), n.fetch(), n.test())
 	cmd.PersistentFlags().StringVar(&n.dir, "recipes", "", locale.Say("Folder of recipes to use instead of the program's own", "Carpeta de recetas en lugar de las del programa"))
+	_ = cmd.MarkPersistentFlagDirname("recipes")
+	for _, c := range append(cmd.Commands(), cmd) {
+		c.DisableFlagsInUseLine = true
+	}
 	return cmd
 }
 
@@ -71,6 +78,66 @@ func (n *noun) mirrorFlags(cmd *cobra.Command) {
 	f.StringVar(&n.o.Keyring, "keyring", mirror.DefaultKeyring, locale.Say("Keys that may sign the mirror's index", "Claves que pueden firmar el índice de la réplica"))
 	f.StringVar(&n.o.Cache, "cache", "", locale.Say("Folder of fetched packages (default: berth/library in the user's cache)", "Carpeta de paquetes descargados (por omisión, berth/library en la caché del usuario)"))
 	f.BoolVar(&n.o.Offline, "offline", false, locale.Say("Use fetched packages only", "Usar solo paquetes ya descargados"))
+	completeFiles(cmd, "keyring")
+	_ = cmd.MarkFlagDirname("cache")
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error { return advise(run(cmd, args)) }
+}
+
+// completeFiles lets the shell offer files for flags.
+func completeFiles(cmd *cobra.Command, flags ...string) {
+	for _, f := range flags {
+		_ = cmd.RegisterFlagCompletionFunc(f, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveDefault
+		})
+	}
+}
+
+// advise adds to an error of a mirror or a cache what to do next.
+func advise(err error) error {
+	next := ""
+	switch {
+	case errors.Is(err, mirror.ErrOffline):
+		next = locale.Say("Bring the packages along first, where there is a network: berth library fetch (--cache FOLDER puts them on a disk to carry).",
+			"Traiga antes los paquetes, donde haya red: berth library fetch (con --cache CARPETA quedan en un disco que se puede llevar).")
+	case errors.Is(err, mirror.ErrNoAnswer):
+		next = locale.Say("Name another mirror with --mirror ADDRESS, or make images of packages that were fetched before with --offline.",
+			"Nombre otra réplica con --mirror DIRECCIÓN, o haga imágenes con paquetes descargados antes con --offline.")
+	case errors.Is(err, syscall.ENOSPC):
+		next = fmt.Sprintf(locale.Say("Make room there, or use other disks: --cache FOLDER for packages, the variable TMPDIR (now %s) for what is made in between.",
+			"Haga sitio ahí o use otros discos: --cache CARPETA para los paquetes, la variable TMPDIR (ahora %s) para lo que se hace entretanto."), os.TempDir())
+	default:
+		return err
+	}
+	return fmt.Errorf("%w\n%s", err, next)
+}
+
+// Has tells whether the program brings a recipe for an image of this name.
+func Has(name string) bool {
+	list, err := new(noun).named([]string{name})
+	return err == nil && len(list) == 1
+}
+
+// completeNames offers the names of images, at most so many (0: any number).
+func (n *noun) completeNames(most int) cobra.CompletionFunc {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if most > 0 && len(args) >= most {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		list, err := n.named(nil)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var names []string
+		for _, r := range list {
+			for _, name := range append([]string{r.Name}, r.Manifest.Aliases...) {
+				if !slices.Contains(args, name) {
+					names = append(names, cobra.CompletionWithDesc(name, locale.Say(r.Manifest.Description.English, r.Manifest.Description.Spanish)))
+				}
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
 }
 
 func (n *noun) files() fs.FS {
@@ -85,6 +152,9 @@ func (n *noun) named(names []string) ([]*recipe.Recipe, error) {
 	all, err := recipe.Names(n.files())
 	if err != nil {
 		return nil, err
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf(locale.Say("no recipes in %s: each is a folder with a Dockerfile and a manifest.json", "no hay recetas en %s: cada una es una carpeta con un Dockerfile y un manifest.json"), n.dir)
 	}
 	var list []*recipe.Recipe
 	alias := map[string]*recipe.Recipe{}
@@ -105,13 +175,40 @@ func (n *noun) named(names []string) ([]*recipe.Recipe, error) {
 	for _, name := range names {
 		r := alias[name]
 		if r == nil {
-			return nil, fmt.Errorf(locale.Say("the library has no image %q: see 'berth library ls'", "la biblioteca no tiene la imagen %q: vea 'berth library ls'"), name)
+			return nil, unknown(name, alias)
 		}
 		if !slices.Contains(list, r) {
 			list = append(list, r)
 		}
 	}
 	return list, nil
+}
+
+// unknown words that the library has no image of a name.
+func unknown(name string, known map[string]*recipe.Recipe) error {
+	if short, _, tagged := strings.Cut(name, ":"); tagged && known[short] != nil {
+		return fmt.Errorf(locale.Say("%s: the version is the one that Debian has: leave the tag out (berth library build %s)", "%s: la versión es la que tiene Debian: omita la etiqueta (berth library build %s)"), name, short)
+	}
+	near := &cobra.Command{SuggestionsMinimumDistance: 2}
+	for k := range known {
+		near.AddCommand(&cobra.Command{Use: k, Run: func(*cobra.Command, []string) {}})
+	}
+	if like := near.SuggestionsFor(name); len(like) > 0 {
+		slices.Sort(like)
+		return fmt.Errorf(locale.Say("the library has no image %q; did you mean %s?", "la biblioteca no tiene la imagen %q; ¿quería decir %s?"), name, strings.Join(like, ", "))
+	}
+	return fmt.Errorf(locale.Say("the library has no image %q: see 'berth library ls'", "la biblioteca no tiene la imagen %q: vea 'berth library ls'"), name)
+}
+
+// chosen gives the images that a command line asks for: by name, or all.
+func (n *noun) chosen(args []string, all bool) ([]*recipe.Recipe, error) {
+	switch {
+	case all && len(args) > 0:
+		return nil, errors.New(locale.Say("names and --all exclude each other", "los nombres y --all se excluyen"))
+	case !all && len(args) == 0:
+		return nil, errors.New(locale.Say("name the images (berth library ls shows them), or give --all", "nombre las imágenes (berth library ls las muestra), o use --all"))
+	}
+	return n.named(args)
 }
 
 // maker opens the mirror; engine may be nil when packages are only fetched.
@@ -167,6 +264,7 @@ func writeJSON(w io.Writer, v any) error {
 // formatFlag adds --format, which takes table and json.
 func (n *noun) formatFlag(cmd *cobra.Command, format *string) {
 	cmd.Flags().StringVar(format, "format", "table", locale.Say(`Output format ("table" or "json")`, `Formato de salida ("table" o "json")`))
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if *format != "table" && *format != "json" {

@@ -1,11 +1,15 @@
 package library
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/cli/cli"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
@@ -29,13 +33,14 @@ type row struct {
 func (n *noun) ls() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use:     "ls",
+		Use:     "ls [OPTIONS]",
 		Aliases: []string{"list"},
 		Short:   locale.Say("List the official images", "Listar las imágenes oficiales"),
-		Long: locale.Say("List the official images: those in the engine with their size, beside what Docker Hub's image of the name weighs where that is known.",
-			"Listar las imágenes oficiales: las que tiene el motor con su tamaño, junto a lo que pesa la imagen de ese nombre en Docker Hub si se conoce."),
-		Example: "  berth library ls\n  berth library ls --format json",
-		Args:    cobra.NoArgs,
+		Long: locale.Say("List the official images: those in the engine with their size, beside what\nDocker Hub's image of the name weighs where that is known.",
+			"Listar las imágenes oficiales: las que tiene el motor con su tamaño, junto a\nlo que pesa la imagen de ese nombre en Docker Hub si se conoce."),
+		Example:           "  berth library ls\n  berth library ls --format json",
+		Args:              cli.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		list, err := n.named(nil)
@@ -43,24 +48,43 @@ func (n *noun) ls() *cobra.Command {
 			return err
 		}
 		rows := make([]row, 0, len(list))
+		silent := false // no engine answers
 		for _, r := range list {
 			x := n.row(r)
-			found, err := n.docker.Client().ImageInspect(cmd.Context(), r.Name+":latest")
-			switch {
-			case err == nil && found.Config != nil && found.Config.Labels[maker.LabelInputs] != "":
-				x.ID, x.Size, x.Version = found.ID, found.Size, found.Config.Labels["org.opencontainers.image.version"]
-			case err != nil && !errdefs.IsNotFound(err) && !client.IsErrConnectionFailed(err):
-				return err
+			if !silent {
+				if err := n.find(cmd.Context(), &x); err != nil {
+					if !client.IsErrConnectionFailed(err) {
+						return err
+					}
+					silent = true
+				}
 			}
 			rows = append(rows, x)
 		}
 		if format == "json" {
-			return writeJSON(n.docker.Out(), rows)
+			err = writeJSON(n.docker.Out(), rows)
+		} else {
+			err = n.table(rows)
 		}
-		return n.table(rows)
+		if silent {
+			fmt.Fprintln(n.docker.Err(), locale.Say("No engine answers: which of these it has is not known. Start one: sudo berthd", "Ningún motor responde: no se sabe cuáles de estas tiene. Inicie uno: sudo berthd"))
+		}
+		return err
 	}
 	n.formatFlag(cmd, &format)
 	return cmd
+}
+
+// find adds what the engine has of an image.
+func (n *noun) find(ctx context.Context, x *row) error {
+	found, err := n.docker.Client().ImageInspect(ctx, x.Name+":latest")
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err == nil && found.Config != nil && found.Config.Labels[maker.LabelInputs] != "" {
+		x.ID, x.Size, x.Version = found.ID, found.Size, found.Config.Labels["org.opencontainers.image.version"]
+	}
+	return err
 }
 
 func (n *noun) row(r *recipe.Recipe) row {
@@ -73,7 +97,8 @@ func (n *noun) row(r *recipe.Recipe) row {
 }
 
 func (n *noun) table(rows []row) error {
-	t := tabwriter.NewWriter(n.docker.Out(), 0, 0, 3, ' ', 0)
+	var text bytes.Buffer
+	t := tabwriter.NewWriter(&text, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, locale.Say("NAME\tVERSION\tIMAGE ID\tSIZE\tON DOCKER HUB\tDESCRIPTION", "NOMBRE\tVERSIÓN\tIMAGEN\tTAMAÑO\tEN DOCKER HUB\tDESCRIPCIÓN"))
 	for _, x := range rows {
 		size, hub := "", ""
@@ -85,7 +110,25 @@ func (n *noun) table(rows []row) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", strings.Join(append([]string{x.Name}, x.Aliases...), ", "), x.Version, short(x.ID), size, hub, x.Description)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	_, width := n.docker.Out().GetTtySize() // 0 where it is no terminal
+	for line := range strings.Lines(text.String()) {
+		if _, err := io.WriteString(n.docker.Out(), cut(line, int(width))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cut shortens a line of a table to the width of a terminal; 0 is any width.
+func cut(line string, width int) string {
+	letters := []rune(strings.TrimRight(line, "\n"))
+	if width == 0 || len(letters) <= width {
+		return line
+	}
+	return string(letters[:width-1]) + "…\n"
 }
 
 func mb(n float64) string {

@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/docker/cli/cli"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth/cli/locale"
@@ -34,10 +36,11 @@ func (n *noun) show() *cobra.Command {
 	var format string
 	var dockerfile bool
 	cmd := &cobra.Command{
-		Use:     "show [OPTIONS] NAME",
-		Short:   locale.Say("Tell what an official image is made of and how it runs", "Decir de qué está hecha una imagen oficial y cómo se ejecuta"),
-		Example: "  berth library show postgres\n  berth library show --dockerfile redis",
-		Args:    cobra.ExactArgs(1),
+		Use:               "show [OPTIONS] NAME",
+		Short:             locale.Say("Tell what an official image is made of and how it runs", "Decir de qué está hecha una imagen oficial y cómo se ejecuta"),
+		Example:           "  berth library show postgres\n  berth library show --dockerfile redis",
+		Args:              cli.ExactArgs(1),
+		ValidArgsFunction: n.completeNames(1),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		list, err := n.named(args)
@@ -53,6 +56,10 @@ func (n *noun) show() *cobra.Command {
 		}
 		d, err := n.detail(list[0])
 		if err != nil {
+			return err
+		}
+		// What it is made of is known without an engine.
+		if err := n.find(cmd.Context(), &d.row); err != nil && !client.IsErrConnectionFailed(err) {
 			return err
 		}
 		if format == "json" {
@@ -131,6 +138,9 @@ func (n *noun) write(d detail) {
 	line("Runs as", "Se ejecuta como", d.RunsAs)
 	line("Stop signal", "Señal de parada", d.StopSignal)
 	line("Health check", "Salud", strings.Join(d.Health, " "))
+	if d.ID != "" {
+		line("In the engine", "En el motor", strings.Join(slices.DeleteFunc([]string{d.Version, mb(float64(d.Size) / 1e6), short(d.ID)}, func(s string) bool { return s == "" }), ", "))
+	}
 	if d.HubMB > 0 {
 		line("On Docker Hub", "En Docker Hub", d.HubImage+", "+mb(d.HubMB)+" ("+d.HubSource+")")
 	}

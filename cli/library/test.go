@@ -42,13 +42,11 @@ volumes. The exit code is 1 when a check fails.`,
 tamaño, que no contenga secretos, que arranque, con qué usuario se ejecuta, su
 salud, su registro, que pare a tiempo y que conserve lo que hay en sus
 volúmenes. El código de salida es 1 si falla alguna comprobación.`),
-		Example: "  berth library test postgres\n  berth library test --all --format json",
+		Example:           "  berth library test postgres\n  berth library test --all --format json",
+		ValidArgsFunction: n.completeNames(0),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(args) == 0 != all {
-			return fmt.Errorf("%s", locale.Say("name the images, or give --all", "nombre las imágenes, o use --all"))
-		}
-		list, err := n.named(args)
+		list, err := n.chosen(args, all)
 		if err != nil {
 			return err
 		}

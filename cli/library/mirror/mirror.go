@@ -64,8 +64,12 @@ type Mirror struct {
 	whole map[string]bool // files of the cache whose digest was seen, by path
 }
 
-// ErrOffline says that something is not in the cache and must not be fetched.
-var ErrOffline = errors.New("not in the cache, and the mirror is not to be asked")
+var (
+	// ErrOffline says that something is not in the cache and must not be fetched.
+	ErrOffline = errors.New("not in the cache, and the mirror is not to be asked")
+	// ErrNoAnswer says that a mirror was asked and did not give it.
+	ErrNoAnswer = errors.New("the mirror does not answer")
+)
 
 // New prepares a mirror; it fetches nothing yet. Close it.
 func New(o Options) (*Mirror, error) {
@@ -425,7 +429,8 @@ type statusError struct {
 	text    string
 }
 
-func (e *statusError) Error() string { return e.address + ": " + e.text }
+func (e *statusError) Error() string   { return e.address + ": " + e.text }
+func (e *statusError) Is(t error) bool { return t == ErrNoAnswer }
 
 // fetch copies an address to w, at most limit bytes.
 func (m *Mirror) fetch(ctx context.Context, address string, w io.Writer, limit int64, got func(int)) error {
@@ -446,7 +451,7 @@ func (m *Mirror) fetch(ctx context.Context, address string, w io.Writer, limit i
 	}
 	resp, err := m.o.Client.Do(req)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrNoAnswer, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
