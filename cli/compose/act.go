@@ -14,6 +14,7 @@ import (
 
 	"github.com/berth-project/berth/cli/remote"
 	"github.com/berth-project/berth/core/app"
+	"github.com/berth-project/berth/format/compose"
 )
 
 func envOf(name string) string { return os.Getenv(name) }
@@ -157,7 +158,7 @@ func known(a *app.App, services []string) error {
 	names := append(a.Project.ServiceNames(), a.Project.DisabledServiceNames()...)
 	for _, s := range services {
 		if !slices.Contains(names, s) {
-			return fmt.Errorf("no such service: %s", s)
+			return compose.NoService(s, names)
 		}
 	}
 	return nil

@@ -213,7 +213,7 @@ func (t *tool) run(fn func(ctx context.Context, args []string) error) func(*cobr
 		// As a plugin of docker nobody above listens to signals.
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		err := fn(ctx, args)
+		err := spoken(fn(ctx, args))
 		if err == nil {
 			return nil
 		}

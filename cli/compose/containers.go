@@ -66,9 +66,12 @@ func (t *tool) one(ctx context.Context, project, service string, index int, stop
 		return container.Summary{}, err
 	}
 	if len(found) == 0 {
-		text := fmt.Sprintf("service %q is not running", service)
+		if err := t.mustKnow(ctx, project, service); err != nil {
+			return container.Summary{}, err
+		}
+		text := fmt.Sprintf(say("service %q is not running", "el servicio %q no está en marcha"), service)
 		if index > 0 {
-			text = fmt.Sprintf("service %q is not running container #%d", service, index)
+			text = fmt.Sprintf(say("service %q is not running container #%d", "el servicio %q no tiene en marcha el contenedor n.º %d"), service, index)
 		}
 		return container.Summary{}, fmt.Errorf("%s\n\n%s", text, say(
 			"See what runs: berth compose ps -a\nStart it: berth compose up -d "+service,

@@ -73,10 +73,13 @@ func (t *tool) copyFiles(ctx context.Context, o copyOptions, source, destination
 		return err
 	}
 	if len(found) == 0 {
-		if o.index > 0 {
-			return fmt.Errorf("service %q is not running container #%d", service, o.index)
+		if err := t.mustKnow(ctx, project, service); err != nil {
+			return err
 		}
-		return fmt.Errorf("no container found for service %q", service)
+		if o.index > 0 {
+			return fmt.Errorf(say("service %q is not running container #%d", "el servicio %q no tiene en marcha el contenedor n.º %d"), service, o.index)
+		}
+		return fmt.Errorf(say("no container found for service %q", "el servicio %q no tiene ningún contenedor"), service)
 	}
 	if from != "" {
 		found = found[:1]

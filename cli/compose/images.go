@@ -89,6 +89,9 @@ func (t *tool) images(ctx context.Context, services []string) ([]imageRow, error
 	if err != nil {
 		return nil, err
 	}
+	if err := t.mustKnow(ctx, project, services...); err != nil {
+		return nil, err
+	}
 	found, err := t.containers(ctx, project, selection{services: services, stopped: true, oneOff: true})
 	if err != nil {
 		return nil, err

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/compose-spec/compose-go/v2/types"
 
 	"github.com/berth-project/berth/core/app"
+	"github.com/berth-project/berth/format/compose"
 )
 
 // document reads the files and makes what the daemon understands, for the
@@ -57,6 +59,34 @@ func (t *tool) projectName(ctx context.Context) (string, error) {
 	return a.Project.Name, nil
 }
 
+// mustKnow refuses services that are neither in the file nor have a container.
+// Where there is neither, nobody can tell, and all pass.
+func (t *tool) mustKnow(ctx context.Context, project string, services ...string) error {
+	if len(services) == 0 {
+		return nil
+	}
+	var names []string
+	if a, err := t.look(ctx, nil); err == nil && a.Project.Name == project {
+		names = append(a.Project.ServiceNames(), a.Project.DisabledServiceNames()...)
+	}
+	found, err := t.containers(ctx, project, selection{stopped: true, oneOff: true})
+	if err != nil {
+		return err
+	}
+	for _, c := range found {
+		names = append(names, c.Labels[labelService])
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	for _, s := range services {
+		if !slices.Contains(names, s) {
+			return compose.NoService(s, names)
+		}
+	}
+	return nil
+}
+
 func isUnknownService(err error) bool { return strings.Contains(err.Error(), "no such service") }
 
 // wanted are the services that a command is about: those named, or those of the file.
@@ -74,7 +104,7 @@ func (t *tool) isCompatible(p *types.Project) bool {
 
 // warn tells of something that is no failure.
 func (t *tool) warn(format string, args ...any) {
-	fmt.Fprintln(t.docker.Err(), say("warning: ", "aviso: ")+fmt.Sprintf(format, args...))
+	fmt.Fprintln(t.docker.Err(), say("warning: ", "aviso: ")+words(fmt.Sprintf(format, args...)))
 }
 
 // confirm asks a question that is answered y or n. Without a terminal nothing

@@ -18,6 +18,7 @@ import (
 
 	"github.com/berth-project/berth/cli/remote"
 	"github.com/berth-project/berth/core/app"
+	"github.com/berth-project/berth/format/compose"
 )
 
 type runOptions struct {
@@ -103,7 +104,7 @@ func (t *tool) runOneOff(ctx context.Context, cmd *cobra.Command, o *runOptions,
 	}
 	s, ok := a.Project.Services[service]
 	if !ok {
-		return fmt.Errorf("no such service: %s", service)
+		return compose.NoService(service, a.Project.ServiceNames())
 	}
 	if err := o.change(&s, a.Project, command); err != nil {
 		return err

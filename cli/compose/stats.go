@@ -22,6 +22,9 @@ func (t *tool) statsCommand() *cobra.Command {
 			}
 			o.Filters = projectFilter(project)
 			if len(args) > 0 {
+				if err := t.mustKnow(ctx, project, args[0]); err != nil {
+					return err
+				}
 				o.Filters.Add("label", labelService+"="+args[0])
 			}
 			return dockercontainer.RunStats(ctx, t.docker, &o)

@@ -20,6 +20,9 @@ func (t *tool) topCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := t.mustKnow(ctx, project, args...); err != nil {
+				return err
+			}
 			found, err := t.containers(ctx, project, selection{services: args, oneOff: true})
 			if err != nil {
 				return err

@@ -49,6 +49,9 @@ func (t *tool) waitFor(ctx context.Context, project string, services []string, d
 		return 0, err
 	}
 	if len(found) == 0 {
+		if err := t.mustKnow(ctx, project, services...); err != nil {
+			return 0, err
+		}
 		return 0, fmt.Errorf("no containers for project %q", project)
 	}
 	waiting, cancel := context.WithCancel(ctx)

@@ -119,6 +119,12 @@ func LoadModel(ctx context.Context, o Options) (model map[string]any, warnings [
 
 // choose keeps the chosen services, what they depend on and what they use.
 func (o Options) choose(p *types.Project) (*types.Project, error) {
+	names := append(p.ServiceNames(), p.DisabledServiceNames()...)
+	for _, name := range o.Services {
+		if !slices.Contains(names, name) {
+			return nil, NoService(name, names)
+		}
+	}
 	p, err := p.WithServicesEnabled(o.Services...)
 	if err != nil {
 		return nil, err

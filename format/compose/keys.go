@@ -200,7 +200,12 @@ func in(path string) string {
 	return " in " + path
 }
 
-// suggest names the known key nearest to a wrong one, if one is near.
+// NoService is the error of a service that is none of those there are.
+func NoService(name string, known []string) error {
+	return fault.Invalidf("no such service: %s%s", name, suggest(name, known))
+}
+
+// suggest names the known word nearest to a wrong one, if one is near.
 func suggest(wrong string, known []string) string {
 	best, least := "", len(wrong)/3+2
 	for _, k := range known {
