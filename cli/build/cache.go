@@ -188,6 +188,7 @@ func exportMounts(docker command.Cli) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&file, "output", "o", "", say("File to write (default: the output)", "Archivo en que escribir (por defecto, la salida)"))
+	_ = cmd.RegisterFlagCompletionFunc("output", completeFiles)
 	return cmd
 }
 
@@ -215,7 +216,8 @@ func importMounts(docker command.Cli) *cobra.Command {
 		Example: `  berth builder cache import cache.tar
   berth builder cache import --replace cache.tar.gz
   tar -C ~/.m2 -c . | berth builder cache import --id /root/.m2 -`,
-		Args: cli.ExactArgs(1),
+		Args:              cli.ExactArgs(1),
+		ValidArgsFunction: completeFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := io.Reader(docker.In())
 			if args[0] != "-" {

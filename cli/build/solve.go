@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -92,7 +93,7 @@ func (t Target) solve(ctx context.Context, docker command.Cli, c *client.Client)
 		attrs["force-network-mode"] = t.Network
 		so.AllowedEntitlements = append(so.AllowedEntitlements, "network.host")
 	default:
-		return so, cleanup, fmt.Errorf("network %q is not supported for builds: use default, none or host", t.Network)
+		return so, cleanup, fmt.Errorf(say("network %q is not supported for builds: use default, none or host", "la red %q no sirve para construir: use default, none o host"), t.Network)
 	}
 	given := map[string]bool{}
 	for k, v := range t.Args {
@@ -286,7 +287,7 @@ func (t Target) results(so *client.SolveOpt) error {
 		}
 		if t.Push {
 			if len(names) == 0 {
-				return fmt.Errorf("--push needs a name: add --tag")
+				return errors.New(say("--push needs a name: add --tag", "--push necesita un nombre: añada --tag"))
 			}
 			e.Attrs["push"] = "true"
 		}
@@ -321,7 +322,7 @@ func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func()
 	text, file := []byte(t.Inline), t.File
 	switch {
 	case t.Context == "-" && file == "-":
-		return cleanup, fmt.Errorf("the context and the Dockerfile cannot both come from stdin")
+		return cleanup, errors.New(say("the context and the Dockerfile cannot both come from stdin", "el contexto y el Dockerfile no pueden venir ambos de la entrada"))
 	case t.Context == "-":
 		return t.stdin(docker.In(), so, local)
 	case file == "-":
@@ -341,7 +342,7 @@ func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func()
 		return cleanup, nil
 	}
 	if info, err := os.Stat(t.Context); err != nil || !info.IsDir() {
-		return cleanup, fmt.Errorf("path %q not found or no folder", t.Context)
+		return cleanup, fmt.Errorf(say("path %q not found or no folder", "la ruta %q no existe o no es una carpeta"), t.Context)
 	}
 	if err := local("context", t.Context); err != nil {
 		return cleanup, err
@@ -416,7 +417,7 @@ func (t Target) stdin(r io.Reader, so *client.SolveOpt, local func(name, dir str
 	in := bufio.NewReaderSize(r, 64<<10)
 	head, err := in.Peek(1024)
 	if err != nil && len(head) == 0 {
-		return func() {}, fmt.Errorf("stdin is empty: want an archive or a Dockerfile")
+		return func() {}, errors.New(say("stdin is empty: want an archive or a Dockerfile", "la entrada está vacía: se espera un archivo tar o un Dockerfile"))
 	}
 	_, err = tar.NewReader(bytes.NewReader(head)).Next()
 	packed := bytes.HasPrefix(head, []byte{0x1f, 0x8b}) || bytes.HasPrefix(head, []byte("BZh")) || bytes.HasPrefix(head, []byte{0xfd, '7', 'z'})

@@ -203,7 +203,7 @@ func choose(all []build.CacheMount, ids []string) ([]build.CacheMount, error) {
 		}
 		switch {
 		case len(found) == 0:
-			return nil, fault.NotFoundf("no such cache mount: %s", id)
+			return nil, fault.NotFoundf("no such cache mount: %s (berth builder cache ls lists them)", id)
 		case len(found) > 1:
 			var records []string
 			for _, m := range found {

@@ -133,7 +133,7 @@ func NewReader(r io.Reader, l Limits) (*Reader, error) {
 		return nil, fault.Invalidf("the archive is empty")
 	}
 	if err != nil {
-		return nil, fault.Invalidf("read archive: %w", err)
+		return nil, fault.Invalidf("read archive: it is no tar, or not all of it: %w", err)
 	}
 	if h.Name != index {
 		a.first = h
