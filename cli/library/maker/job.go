@@ -77,7 +77,7 @@ func (j *job) run(ctx context.Context) (*layer.Tree, error) {
 	if err := j.put(ctx, created.ID); err != nil {
 		return nil, fmt.Errorf("give the container its packages: %w", err)
 	}
-	j.m.o.Say(Report{j.p.recipe.Name, "install", fmt.Sprintf("%d packages", len(j.packages()))})
+	j.m.o.Say(Report{j.p.recipe.Name, "install", packages(len(j.packages()))})
 	if err := j.wait(ctx, created.ID); err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/berth-project/berth/cli/library/layer"
 	"github.com/berth-project/berth/cli/library/mirror"
+	"github.com/berth-project/berth/cli/locale"
 	"github.com/berth-project/berth/format/debian"
 	"github.com/berth-project/berth/format/recipe"
 )
@@ -330,7 +331,7 @@ func (m *Maker) present(ctx context.Context, p *plan) (*Result, error) {
 		}
 		switch {
 		case err == nil && label == "" && !m.o.Replace:
-			return nil, fmt.Errorf("%s is there and not of the library: remove it, or take over its name with --replace", tag)
+			return nil, fmt.Errorf(locale.Say("%s is there and not of the library: remove it, or take over its name with --replace", "%s ya existe y no es de la biblioteca: elimínela, o tome su nombre con --replace"), tag)
 		case err == nil && label == p.inputs:
 			there = &found
 		default:
@@ -416,7 +417,7 @@ func (m *Maker) fetch(ctx context.Context, image string, list []*debian.Package)
 		}
 	}
 	for i, p := range missing {
-		m.o.Say(Report{image, "fetch", fmt.Sprintf("%d/%d %s %s (%.1f of %.1f MB)", i+1, len(missing), p.Name, p.Version, float64(bytes)/1e6, float64(total)/1e6)})
+		m.o.Say(Report{image, "fetch", fmt.Sprintf(locale.Say("%d/%d %s %s (%.1f of %.1f MB)", "%d/%d %s %s (%.1f de %.1f MB)"), i+1, len(missing), p.Name, p.Version, float64(bytes)/1e6, float64(total)/1e6)})
 		if _, err := m.snap.Get(ctx, p, nil); err != nil {
 			return err
 		}
@@ -457,8 +458,16 @@ func (m *Maker) build(ctx context.Context, p *plan) (*Result, error) {
 		defer tree.Close()
 		trees[s.Name] = tree
 	}
-	m.o.Say(Report{p.recipe.Name, "pack", fmt.Sprintf("%d files", tree.Len())})
+	m.o.Say(Report{p.recipe.Name, "pack", fmt.Sprintf(locale.Say("%d files", "%d archivos"), tree.Len())})
 	return m.pack(ctx, p, bases[len(bases)-1], tree)
+}
+
+// packages counts them, for people.
+func packages(n int) string {
+	if n == 1 {
+		return locale.Say("1 package", "1 paquete")
+	}
+	return fmt.Sprintf(locale.Say("%d packages", "%d paquetes"), n)
 }
 
 // stage gives the tree that a stage adds to its base.
@@ -472,7 +481,7 @@ func (m *Maker) stage(ctx context.Context, p *plan, s stage, base *Result, trees
 	case base != nil:
 		j = &job{m: m, p: p, s: s, image: base.ID}
 	case len(s.Steps) > 0 && s.Steps[0].Root:
-		m.o.Say(Report{p.recipe.Name, "unpack", fmt.Sprintf("%d packages", len(s.packages[0]))})
+		m.o.Say(Report{p.recipe.Name, "unpack", packages(len(s.packages[0]))})
 		err = m.unpack(p, s.packages[0], tree)
 		if err == nil {
 			j = &job{m: m, p: p, s: s, root: tree}

@@ -24,6 +24,7 @@ import (
 
 	"github.com/ProtonMail/go-crypto/openpgp"
 
+	"github.com/berth-project/berth/cli/locale"
 	"github.com/berth-project/berth/format/debian"
 	"github.com/berth-project/berth/lib/inflate"
 )
@@ -66,9 +67,9 @@ type Mirror struct {
 
 var (
 	// ErrOffline says that something is not in the cache and must not be fetched.
-	ErrOffline = errors.New("not in the cache, and the mirror is not to be asked")
+	ErrOffline = errors.New(locale.Say("not in the cache, and the mirror is not to be asked", "no está en la caché, y no se debe preguntar a la réplica"))
 	// ErrNoAnswer says that a mirror was asked and did not give it.
-	ErrNoAnswer = errors.New("the mirror does not answer")
+	ErrNoAnswer = errors.New(locale.Say("the mirror does not answer", "la réplica no responde"))
 )
 
 // New prepares a mirror; it fetches nothing yet. Close it.
@@ -78,7 +79,7 @@ func New(o Options) (*Mirror, error) {
 	}
 	text, err := os.ReadFile(o.Keyring)
 	if err != nil {
-		return nil, fmt.Errorf("keys of Debian's archive: %w (install debian-archive-keyring, or name a file with --keyring)", err)
+		return nil, fmt.Errorf(locale.Say("keys of Debian's archive: %w (install debian-archive-keyring, or name a file with --keyring)", "claves del archivo de Debian: %w (instale debian-archive-keyring, o nombre un archivo con --keyring)"), err)
 	}
 	keys, err := debian.ReadKeyring(text)
 	if err != nil {
@@ -98,7 +99,7 @@ func New(o Options) (*Mirror, error) {
 		}
 		u, err := url.Parse(strings.TrimRight(*a, "/"))
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-			return nil, fmt.Errorf("mirror %q: not an http or https address", userinfo.ReplaceAllString(*a, "//"))
+			return nil, fmt.Errorf(locale.Say("mirror %q: not an http or https address", "réplica %q: no es una dirección http o https"), userinfo.ReplaceAllString(*a, "//"))
 		}
 		who := u.User
 		u.User = nil
@@ -318,7 +319,8 @@ func (m *Mirror) release(ctx context.Context, address, suite string) (*debian.Re
 	}
 	// One that cannot be read any more, by other keys or damaged, is forgotten.
 	if seen != nil && r.Date.Before(seen.Date) {
-		return nil, fmt.Errorf("the mirror offers a release of %s, and %s was seen before: it lags behind, or somebody replays an old one; try later or another mirror (--mirror), or to go back on purpose remove %s",
+		return nil, fmt.Errorf(locale.Say("the mirror offers a release of %s, and %s was seen before: it lags behind, or somebody replays an old one; try later or another mirror (--mirror), or to go back on purpose remove %s",
+			"la réplica ofrece una versión de %s, y antes se vio la de %s: va atrasada, o alguien repite una vieja; pruebe más tarde u otra réplica (--mirror), o para volver atrás a propósito elimine %s"),
 			r.Date.Format(time.RFC1123), seen.Date.Format(time.RFC1123), at)
 	}
 	return r, write(at, func(w io.Writer) error { _, err := w.Write(b.Bytes()); return err })
@@ -374,7 +376,7 @@ func (m *Mirror) blob(ctx context.Context, address, digest string, size int64, g
 			return at, nil
 		}
 		if m.o.Offline {
-			return "", fmt.Errorf("%s is damaged: fetch it again", at)
+			return "", fmt.Errorf(locale.Say("%s is damaged: fetch it again", "%s está dañado: descárguelo otra vez"), at)
 		}
 	}
 	if m.o.Offline {
