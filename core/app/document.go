@@ -49,7 +49,11 @@ func NewDocument(a *App) (Document, error) {
 	if d.Project, err = encodeProject(p); err != nil {
 		return d, err
 	}
+	given := mountedSecrets(p)
 	for key, s := range p.Secrets {
+		if !given[key] {
+			continue
+		}
 		if err := d.content("secret", key, types.FileObjectConfig(s), p.Environment); err != nil {
 			return d, err
 		}
@@ -110,6 +114,23 @@ func withoutKeys(services types.Services) types.Services {
 		}
 	}
 	return out
+}
+
+// mountedSecrets are those that containers get. What builds alone use stays
+// where images are built.
+func mountedSecrets(p *types.Project) map[string]bool {
+	keys := map[string]bool{}
+	for _, s := range p.Services {
+		for _, used := range s.Secrets {
+			keys[used.Source] = true
+		}
+	}
+	for _, j := range p.Jobs {
+		for _, used := range j.Secrets {
+			keys[used.Source] = true
+		}
+	}
+	return keys
 }
 
 // seccompPath gives the file that a security option names.
