@@ -59,7 +59,7 @@ func New(docker command.Cli) *cobra.Command {
 	f.StringVarP(&o.File, "file", "f", "", say("Path of the Dockerfile (default PATH/Dockerfile); - reads it from stdin", "Ruta del Dockerfile (por omisión PATH/Dockerfile); - lo lee de la entrada"))
 	f.StringArrayVar(&o.args, "build-arg", nil, say("Value of an ARG, name=value; without a value the environment's", "Valor de un ARG, nombre=valor; sin valor, el del entorno"))
 	f.StringArrayVar(&o.labels, "label", nil, say("Label of the image, key=value", "Etiqueta (label) de la imagen, clave=valor"))
-	f.StringArrayVar(&o.contexts, "build-context", nil, say("Further context, name=path, URL, docker-image://… or target:…", "Otro contexto, nombre=ruta, URL, docker-image://… o target:…"))
+	f.StringArrayVar(&o.contexts, "build-context", nil, say("Further context, name=path, URL, docker-image://… or oci-layout://…", "Otro contexto, nombre=ruta, URL, docker-image://… u oci-layout://…"))
 	f.StringVar(&o.Stage, "target", "", say("Stage to build", "Etapa que se construye"))
 	f.StringSliceVar(&o.Platforms, "platform", nil, say("Platforms to build for, linux/amd64,…", "Plataformas para las que se construye, linux/amd64,…"))
 	f.BoolVar(&o.NoCache, "no-cache", false, say("Use nothing of the cache", "No usar nada de la caché"))

@@ -17,17 +17,22 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/distribution/reference"
 	"github.com/docker/cli/cli/command"
 	"github.com/docker/cli/opts"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/ociindex"
 	buildctl "github.com/moby/buildkit/cmd/buildctl/build"
 	"github.com/moby/buildkit/frontend/dockerfile/dfgitutil"
+	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
 	"github.com/moby/buildkit/session/upload/uploadprovider"
 	"github.com/moby/buildkit/solver/pb"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/tonistiigi/fsutil"
 )
 
@@ -40,7 +45,7 @@ type Target struct {
 	Stage   string // stage of the Dockerfile; "" is the last one
 
 	Args, Labels map[string]string
-	Contexts     map[string]string // further ones: a folder, an address, docker-image://…, or target:NAME for the result of another target of the batch
+	Contexts     map[string]string // further ones: a folder, an address, docker-image://…, oci-layout://…, or target:NAME for the result of another target of the batch
 	Tags         []string
 	Platforms    []string
 	Hosts        []string // lines of /etc/hosts, name=address or name:address
@@ -71,7 +76,7 @@ const fromTarget = "target:"
 func (t Target) solve(ctx context.Context, docker command.Cli, c *client.Client) (so client.SolveOpt, cleanup func(), err error) {
 	cleanup = func() {}
 	attrs := map[string]string{"image-resolve-mode": pb.AttrImageResolveModePreferLocal}
-	so = client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: attrs, LocalMounts: map[string]fsutil.FS{}, AllowedEntitlements: slices.Clone(t.Allow)}
+	so = client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: attrs, LocalMounts: map[string]fsutil.FS{}, OCIStores: map[string]content.Store{}, AllowedEntitlements: slices.Clone(t.Allow)}
 	if t.Pull {
 		attrs["image-resolve-mode"] = pb.AttrImageResolveModeForcePull
 	}
@@ -244,6 +249,10 @@ func (t Target) attach(so *client.SolveOpt) error {
 	return nil
 }
 
+// exporterEngine is the engine's own library: "image" too, here and in new
+// Docker engines; old ones know it by this name alone, and push nothing by it.
+const exporterEngine = "moby"
+
 // results says where what is built goes.
 func (t Target) results(so *client.SolveOpt) error {
 	if t.Internal {
@@ -267,8 +276,12 @@ func (t Target) results(so *client.SolveOpt) error {
 		}
 		wanted = append(wanted, out)
 	}
-	if len(wanted) == 0 {
-		wanted = []string{"type=image"}
+	switch {
+	case len(wanted) > 0:
+	case t.Push:
+		wanted = []string{"type=" + client.ExporterImage}
+	default:
+		wanted = []string{"type=" + exporterEngine}
 	}
 	list, err := buildctl.ParseOutput(wanted)
 	if err != nil {
@@ -276,7 +289,7 @@ func (t Target) results(so *client.SolveOpt) error {
 	}
 	for i := range list {
 		e := &list[i]
-		if e.Type != client.ExporterImage {
+		if e.Type != client.ExporterImage && e.Type != exporterEngine {
 			if (e.Type == client.ExporterOCI || e.Type == client.ExporterDocker) && e.Attrs["name"] == "" && len(names) > 0 {
 				e.Attrs["name"] = strings.Join(names, ",")
 			}
@@ -299,7 +312,7 @@ func (t Target) results(so *client.SolveOpt) error {
 // context gives BuildKit the files of the build.
 func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func(), err error) {
 	cleanup = func() {}
-	local := func(name, dir string) error {
+	mount := func(name, dir string) error {
 		fs, err := fsutil.NewFS(dir)
 		if err != nil {
 			return fmt.Errorf("context %s: %w", dir, err)
@@ -311,8 +324,12 @@ func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func()
 		if strings.HasPrefix(at, fromTarget) {
 			continue
 		}
-		if info, err := os.Stat(at); err == nil && info.IsDir() {
-			if err := local(name, at); err != nil {
+		if path, ok := strings.CutPrefix(at, layoutScheme); ok {
+			if at, err = layout(path, so); err != nil {
+				return cleanup, fmt.Errorf("context %s: %w", name, err)
+			}
+		} else if info, err := os.Stat(at); err == nil && info.IsDir() {
+			if err := mount(name, at); err != nil {
 				return cleanup, err
 			}
 			at = "local:" + name
@@ -324,7 +341,7 @@ func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func()
 	case t.Context == "-" && file == "-":
 		return cleanup, errors.New(say("the context and the Dockerfile cannot both come from stdin", "el contexto y el Dockerfile no pueden venir ambos de la entrada"))
 	case t.Context == "-":
-		return t.stdin(docker.In(), so, local)
+		return t.stdin(docker.In(), so, mount)
 	case file == "-":
 		if text, err = readDockerfile(docker.In()); err != nil {
 			return cleanup, err
@@ -333,7 +350,7 @@ func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func()
 	switch remote := isRemote(t.Context); {
 	case remote && len(text) > 0:
 		so.FrontendAttrs["context"], so.FrontendAttrs["dockerfilekey"] = t.Context, "dockerfile"
-		return dockerfile(text, so, local)
+		return dockerfile(text, so, mount)
 	case remote:
 		so.FrontendAttrs["context"] = t.Context
 		if file != "" {
@@ -344,20 +361,52 @@ func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func()
 	if info, err := os.Stat(t.Context); err != nil || !info.IsDir() {
 		return cleanup, fmt.Errorf(say("path %q not found or no folder", "la ruta %q no existe o no es una carpeta"), t.Context)
 	}
-	if err := local("context", t.Context); err != nil {
+	if err := mount("context", t.Context); err != nil {
 		return cleanup, err
 	}
 	if so.SharedKey, err = sharedKey(t.Context); err != nil {
 		return cleanup, err
 	}
 	if len(text) > 0 || file == "-" {
-		return dockerfile(text, so, local)
+		return dockerfile(text, so, mount)
 	}
 	if file == "" {
 		file = filepath.Join(t.Context, "Dockerfile")
 	}
 	so.FrontendAttrs["filename"] = filepath.Base(file)
-	return cleanup, local("dockerfile", filepath.Dir(file))
+	return cleanup, mount("dockerfile", filepath.Dir(file))
+}
+
+const layoutScheme = "oci-layout://"
+
+// layout serves an image of an OCI layout, path[:tag][@digest], and gives the
+// address under which the builder asks for it.
+func layout(at string, so *client.SolveOpt) (string, error) {
+	path, dgst, _ := strings.Cut(at, "@")
+	tag := "latest"
+	if i := strings.LastIndexByte(path, ':'); i > strings.LastIndexByte(path, '/') {
+		path, tag = path[:i], path[i+1:]
+	}
+	if _, err := os.Stat(filepath.Join(path, ocispec.ImageLayoutFile)); err != nil {
+		return "", fmt.Errorf("no OCI layout: %w", err)
+	}
+	if dgst == "" {
+		desc, err := ociindex.NewStoreIndex(path).Get(tag)
+		if err != nil {
+			return "", err
+		}
+		if desc == nil {
+			return "", fmt.Errorf("%s has no image %s", path, tag)
+		}
+		dgst = desc.Digest.String()
+	}
+	store, err := local.NewStore(path)
+	if err != nil {
+		return "", err
+	}
+	id := identity.NewID()
+	so.OCIStores[id] = store
+	return layoutScheme + id + "@" + dgst, nil
 }
 
 // sharedKey says which folder of which machine a context is, so that the
@@ -399,7 +448,7 @@ func isRemote(where string) bool {
 }
 
 // dockerfile puts a Dockerfile's text where BuildKit can read it.
-func dockerfile(text []byte, so *client.SolveOpt, local func(name, dir string) error) (func(), error) {
+func dockerfile(text []byte, so *client.SolveOpt, mount func(name, dir string) error) (func(), error) {
 	dir, err := os.MkdirTemp("", "berth-build-")
 	if err != nil {
 		return func() {}, err
@@ -409,11 +458,11 @@ func dockerfile(text []byte, so *client.SolveOpt, local func(name, dir string) e
 		return cleanup, err
 	}
 	so.FrontendAttrs["filename"] = "Dockerfile"
-	return cleanup, local("dockerfile", dir)
+	return cleanup, mount("dockerfile", dir)
 }
 
 // stdin reads an archive of the context, or a bare Dockerfile.
-func (t Target) stdin(r io.Reader, so *client.SolveOpt, local func(name, dir string) error) (func(), error) {
+func (t Target) stdin(r io.Reader, so *client.SolveOpt, mount func(name, dir string) error) (func(), error) {
 	in := bufio.NewReaderSize(r, 64<<10)
 	head, err := in.Peek(1024)
 	if err != nil && len(head) == 0 {
@@ -434,7 +483,7 @@ func (t Target) stdin(r io.Reader, so *client.SolveOpt, local func(name, dir str
 	if err != nil {
 		return func() {}, err
 	}
-	cleanup, err := dockerfile(text, so, local)
+	cleanup, err := dockerfile(text, so, mount)
 	if err == nil {
 		so.LocalMounts["context"] = so.LocalMounts["dockerfile"]
 	}
