@@ -319,6 +319,11 @@ func (j *job) check(ctx context.Context, g gateway.Client, req gateway.SolveRequ
 	if err := json.Unmarshal(res.Metadata["result.json"], &j.lint); err != nil {
 		return fmt.Errorf("what the builder says of mistakes: %w", err)
 	}
+	for _, w := range j.lint.Warnings { // a foreign frontend may say anything
+		if w.Location == nil {
+			return fmt.Errorf("what the builder says of mistakes: %s is nowhere", w.RuleName)
+		}
+	}
 	if len(j.children) > 0 { // they ask what it would be
 		if j.result, err = g.Solve(ctx, req); err != nil {
 			return err
