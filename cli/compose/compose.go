@@ -79,7 +79,7 @@ func New(docker command.Cli) *cobra.Command {
 			if len(args) == 0 {
 				return cmd.Help()
 			}
-			return dockercli.StatusError{StatusCode: 1, Status: fmt.Sprintf("unknown docker command: %q\n\n", "compose "+args[0]) +
+			return dockercli.StatusError{StatusCode: 1, Status: fmt.Sprintf(say("unknown docker command: %q\n\n", "orden desconocida: %q\n\n"), "compose "+args[0]) +
 				say("See '"+cmd.CommandPath()+" --help' for the commands there are.", "Vea '"+cmd.CommandPath()+" --help'.")}
 		},
 		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
