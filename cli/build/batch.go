@@ -38,7 +38,6 @@ type Batch struct {
 	Out     io.Writer              // where progress goes
 	Mode    progressui.DisplayMode // how it is shown
 	Limit   int                    // how many targets are at work at a time; 0 is no limit
-	Done    func(name string)      // called for each target that is built, from several goroutines; nil is nobody
 }
 
 // Run builds the images and gives what is told of each, by its name and the

@@ -372,8 +372,6 @@ func (t *tool) secrets(p *types.Project, used []types.ServiceSecretConfig) (map[
 				return nil, fmt.Errorf("secrets: %s: %w", u.Source, err)
 			}
 			values[id] = text
-		case secret.Content != "":
-			values[id] = []byte(secret.Content)
 		default:
 			return nil, fmt.Errorf("secrets: %s has neither file nor environment, and nobody here knows external ones", u.Source)
 		}
