@@ -248,10 +248,11 @@ func (n *noun) progress() func(maker.Report) {
 	begun := time.Now()
 	words := map[string]string{
 		"index": locale.Say("read the index of", "leer el índice de"), "fetch": locale.Say("fetch", "descargar"), "unpack": locale.Say("unpack", "desempaquetar"),
-		"install": locale.Say("install", "instalar"), "pack": locale.Say("pack", "empaquetar"), "check": locale.Say("check", "comprobar"),
+		"install": locale.Say("install", "instalar"), "run": locale.Say("run the recipe's commands", "ejecutar las órdenes de la receta"), "pack": locale.Say("pack", "empaquetar"), "check": locale.Say("check", "comprobar"),
 	}
 	return func(r maker.Report) {
-		fmt.Fprintf(n.docker.Err(), "%6.1fs  %-12s %s %s\n", time.Since(begun).Seconds(), r.Image, words[r.Step], r.Detail)
+		line := fmt.Sprintf("%6.1fs  %-12s %s %s", time.Since(begun).Seconds(), r.Image, words[r.Step], r.Detail)
+		fmt.Fprintln(n.docker.Err(), strings.TrimRight(line, " "))
 	}
 }
 

@@ -77,7 +77,11 @@ func (j *job) run(ctx context.Context) (*layer.Tree, error) {
 	if err := j.put(ctx, created.ID); err != nil {
 		return nil, fmt.Errorf("give the container its packages: %w", err)
 	}
-	j.m.o.Say(Report{j.p.recipe.Name, "install", packages(len(j.packages()))})
+	if n := len(j.packages()); n > 0 {
+		j.m.o.Say(Report{j.p.recipe.Name, "install", packages(n)})
+	} else {
+		j.m.o.Say(Report{Image: j.p.recipe.Name, Step: "run"})
+	}
 	if err := j.wait(ctx, created.ID); err != nil {
 		return nil, err
 	}
