@@ -19,8 +19,9 @@ import (
 
 // Small images that are made in a container each, one on the other.
 const (
-	lower = "lower"
-	upper = "upper"
+	smallest = "busybox" // of the library, what they stand on
+	lower    = "lower"
+	upper    = "upper"
 )
 
 // mark is on all that a build makes in an engine for a while.
@@ -45,8 +46,10 @@ func newBench(t *testing.T, engine *kit.Engine) *bench {
 		}
 	}
 	must(os.Mkdir(b.tmp, 0o755))
-	must(os.CopyFS(filepath.Join(recipes, "debian"), os.DirFS(filepath.Join("..", "..", "library", "debian"))))
-	for name, base := range map[string]string{lower: "debian", upper: lower} {
+	for _, name := range []string{"debian", smallest} {
+		must(os.CopyFS(filepath.Join(recipes, name), os.DirFS(filepath.Join("..", "..", "library", name))))
+	}
+	for name, base := range map[string]string{lower: smallest, upper: lower} {
 		must(os.Mkdir(filepath.Join(recipes, name), 0o755))
 		must(os.WriteFile(filepath.Join(recipes, name, "manifest.json"), []byte(`{"description":{"en":"test","es":"prueba"},"licence":"Apache-2.0","limit_mb":200}`), 0o644))
 		must(os.WriteFile(filepath.Join(recipes, name, "Dockerfile"), fmt.Appendf(nil, "FROM %s\nRUN echo %s >/%s\n", base, name, name), 0o644))
@@ -59,7 +62,7 @@ func newBench(t *testing.T, engine *kit.Engine) *bench {
 		must(os.Symlink(filepath.Join(fetched, "berth", "library", part), filepath.Join(own, part)))
 	}
 	args := []string{"library", "build", "--recipes", recipes, "--cache", own, "--offline", "--format", "json"}
-	berth(t, engine, append(args, "--write-lock", lock, "debian")...)
+	berth(t, engine, append(args, "--write-lock", lock, smallest)...)
 	b.args = append(args, "--lock", lock) // an index of few packages is read in no time
 	return b
 }
