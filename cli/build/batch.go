@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 
@@ -66,11 +67,12 @@ func (b Batch) Run(ctx context.Context, docker command.Cli) (map[string]map[stri
 	}
 	told := make(chan *client.SolveStatus)
 	shown := make(chan error, 1)
+	whole := context.WithoutCancel(ctx) // what was told before an end is shown
 	go func() {
-		_, err := display.UpdateFrom(context.WithoutCancel(ctx), told)
+		_, err := display.UpdateFrom(whole, told)
 		shown <- err
 	}()
-	slots, owners := make(slots, b.Limit), &owners{name: map[digest.Digest]string{}}
+	slots, owners := make(slots, b.Limit), &owners{name: map[digest.Digest]string{}, speaker: map[digest.Digest]string{}}
 	group, ctx := errgroup.WithContext(ctx)
 	for _, j := range jobs {
 		group.Go(func() error {
@@ -231,6 +233,7 @@ func (j *job) run(ctx context.Context, docker command.Cli, c *client.Client, b B
 		for s := range ch {
 			if len(b.Targets) > 1 {
 				owners.prefix(s, j.Name)
+				owners.once(s, j.Name)
 			}
 			told <- s
 		}
@@ -245,8 +248,24 @@ func (j *job) run(ctx context.Context, docker command.Cli, c *client.Client, b B
 
 // owners are the targets that told of a step first: several may share it.
 type owners struct {
-	mu   sync.Mutex
-	name map[digest.Digest]string
+	mu      sync.Mutex
+	name    map[digest.Digest]string // in whose name it is shown
+	speaker map[digest.Digest]string // whose builder's copy of its output is shown
+}
+
+// once leaves out the output of a step that another target tells of: each gets
+// the whole of it.
+func (o *owners) once(s *client.SolveStatus, name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	told := func(step digest.Digest) bool {
+		if o.speaker[step] == "" {
+			o.speaker[step] = name
+		}
+		return o.speaker[step] != name
+	}
+	s.Logs = slices.DeleteFunc(s.Logs, func(l *client.VertexLog) bool { return told(l.Vertex) })
+	s.Warnings = slices.DeleteFunc(s.Warnings, func(w *client.VertexWarning) bool { return told(w.Vertex) })
 }
 
 // prefix puts a target's name before its steps.
@@ -318,7 +337,10 @@ func (j *job) check(ctx context.Context, g gateway.Client, req gateway.SolveRequ
 	if err := json.Unmarshal(res.Metadata["result.json"], &j.lint); err != nil {
 		return fmt.Errorf("what the builder says of mistakes: %w", err)
 	}
-	for _, w := range j.lint.Warnings { // a foreign frontend may say anything
+	if slices.Contains(j.lint.Sources, nil) { // a foreign frontend may say anything
+		return errors.New("what the builder says of mistakes: there is no Dockerfile in it")
+	}
+	for _, w := range j.lint.Warnings {
 		if w.Location == nil {
 			return fmt.Errorf("what the builder says of mistakes: %s is nowhere", w.RuleName)
 		}

@@ -83,7 +83,7 @@ func New(docker command.Cli) *cobra.Command {
 	f.BoolVar(&o.load, "load", false, say("Store the image in the engine (the default)", "Guardar la imagen en el motor (por omisión)"))
 	f.BoolVar(&o.check, "check", false, say("Look for mistakes in the Dockerfile and build nothing", "Buscar errores en el Dockerfile sin construir nada"))
 	f.BoolVarP(&o.quiet, "quiet", "q", false, say("Print the image's id alone", "Escribir solo el identificador de la imagen"))
-	f.StringVar(&o.progress, "progress", os.Getenv("BUILDKIT_PROGRESS"), say("How progress is shown: auto, plain, tty, rawjson, quiet", "Cómo se muestra el avance: auto, plain, tty, rawjson, quiet"))
+	f.StringVar(&o.progress, "progress", os.Getenv("BUILDKIT_PROGRESS"), say("How progress is shown: auto, plain, tty, rawjson, quiet, none", "Cómo se muestra el avance: auto, plain, tty, rawjson, quiet, none"))
 	f.StringVar(&o.iidFile, "iidfile", "", say("File for the image's id", "Archivo para el identificador de la imagen"))
 	f.StringVar(&o.metadataFile, "metadata-file", "", say("File for what the build tells of its result", "Archivo para lo que la construcción dice de su resultado"))
 	f.BoolVar(&o.shell, "shell-on-failure", false, say("Open a shell in the step that fails, with its mounts", "Abre un intérprete en el paso que falla, con sus montajes"))
@@ -96,7 +96,7 @@ func New(docker command.Cli) *cobra.Command {
 }
 
 // modes are the ways in which progress is shown.
-var modes = []string{"auto", "plain", "tty", "rawjson", "quiet"}
+var modes = []string{"auto", "plain", "tty", "rawjson", "quiet", "none"}
 
 func run(ctx context.Context, docker command.Cli, o options) error {
 	if err := o.describe(); err != nil {
@@ -104,7 +104,7 @@ func run(ctx context.Context, docker command.Cli, o options) error {
 	}
 	mode := progressui.DisplayMode(o.progress)
 	switch {
-	case o.quiet || o.check:
+	case o.quiet || o.check || o.progress == "none":
 		mode = progressui.QuietMode
 	case o.shell && (mode == progressui.AutoMode || mode == progressui.DefaultMode):
 		mode = progressui.PlainMode // the shell has the terminal

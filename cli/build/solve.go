@@ -329,10 +329,14 @@ func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func()
 				return cleanup, fmt.Errorf("context %s: %w", name, err)
 			}
 		} else if info, err := os.Stat(at); err == nil && info.IsDir() {
-			if err := mount(name, at); err != nil {
+			folder := name
+			if name == "context" || name == "dockerfile" {
+				folder = "_" + name // these two are the build's own
+			}
+			if err := mount(folder, at); err != nil {
 				return cleanup, err
 			}
-			at = "local:" + name
+			at = "local:" + folder
 		}
 		so.FrontendAttrs["context:"+name] = at
 	}

@@ -344,7 +344,7 @@ func (t *tool) target(o buildOptions, p *types.Project, s types.ServiceConfig) (
 	if o.ssh != "" {
 		out.SSH = append(out.SSH, o.ssh)
 	}
-	if len(b.Secrets) > 0 && !o.print {
+	if len(b.Secrets) > 0 && !o.print && !o.check { // no step is run
 		values, err := t.secrets(p, b.Secrets)
 		if err != nil {
 			return build.Target{}, err
@@ -464,7 +464,7 @@ func ulimits(limits map[string]*types.UlimitsConfig) (list []string) {
 // dockerfilePath is relative to the context, where that is a folder here.
 func dockerfilePath(b *types.BuildConfig) string {
 	file := b.Dockerfile
-	if file == "" || strings.Contains(b.Context, "://") || strings.HasPrefix(b.Context, "git@") {
+	if file == "" || strings.Contains(b.Context, "://") || strings.HasPrefix(b.Context, "git@") || strings.HasPrefix(b.Context, "github.com/") {
 		return file
 	}
 	if !filepath.IsAbs(file) {

@@ -124,6 +124,11 @@ func mountedSecrets(p *types.Project) map[string]bool {
 		for _, used := range s.Secrets {
 			keys[used.Source] = true
 		}
+		for _, h := range s.PreStart {
+			for _, used := range h.Secrets {
+				keys[used.Source] = true
+			}
+		}
 	}
 	for _, j := range p.Jobs {
 		for _, used := range j.Secrets {

@@ -508,10 +508,13 @@ func (s *Service) undo(ctx context.Context, op *operation, a *App, r ApplyReques
 	if err != nil {
 		return failed, err
 	}
-	mixed := &App{Project: mix(a.Project, before.Project, services), EnvFiles: a.EnvFiles, Files: both(old.Document.Files, r.Document.Files)}
 	doc := r.Document
-	doc.Files, doc.Contents = mixed.Files, both(old.Document.Contents, r.Document.Contents)
-	if doc.Project, err = encodeProject(mixed.Project); err != nil {
+	doc.Files, doc.Contents = both(old.Document.Files, r.Document.Files), both(old.Document.Contents, r.Document.Contents)
+	if doc.Project, err = encodeProject(mix(a.Project, before.Project, services)); err != nil {
+		return failed, err
+	}
+	mixed, err := doc.App() // as the next daemon would read it, with the contents of both
+	if err != nil {
 		return failed, err
 	}
 	policy := Policy{Services: services, NoDeps: true, Compatibility: r.Policy.Compatibility, Timeout: r.Policy.Timeout, Pull: "never", NoBuild: true, Rollback: true}

@@ -505,7 +505,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 		s.log.Warn("network not wholly removed", "network", st.Name, "error", err)
 	}
 	// The row goes last: what is on the host has an owner whenever we end.
-	if err := s.o.Store.DeleteNetwork(ctx, st.ID); err != nil {
+	if err := s.o.Store.DeleteNetwork(context.WithoutCancel(ctx), st.ID); err != nil {
 		s.mu.Lock()
 		s.byID[st.ID] = st
 		s.mu.Unlock()

@@ -84,11 +84,12 @@ func (c *collector) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
 
 func (c *collector) run(ctx context.Context) {
 	rest := c.after
+	ended := time.Now()
 	for {
 		select {
 		case <-c.now:
 		case <-c.need:
-			pause := time.NewTimer(rest)
+			pause := time.NewTimer(max(c.after, rest-time.Since(ended)))
 			select {
 			case <-pause.C:
 			case <-c.now:
@@ -101,6 +102,7 @@ func (c *collector) run(ctx context.Context) {
 			return
 		}
 		rest = c.collect(ctx)
+		ended = time.Now()
 	}
 }
 

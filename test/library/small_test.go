@@ -172,10 +172,11 @@ func (b *bench) kill(t *testing.T, event string, daemon bool) int {
 	if came != nil || seen.Action != event {
 		t.Fatalf("no %s came: %v: %v\n%s", event, came, ended, log.String())
 	}
-	if ended == nil {
+	if ended == nil && event != "commit" { // little is left to do after that
 		t.Error("the build went on to its end")
 	}
 	if daemon {
+		t.Setenv("TMPDIR", "") // the daemon outlives this test and its folder
 		if err := b.engine.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -452,8 +452,11 @@ func (m *Mirror) fetch(ctx context.Context, address string, w io.Writer, limit i
 		}
 	}
 	resp, err := m.o.Client.Do(req)
+	if err != nil && errors.Is(context.Cause(ctx), context.Canceled) {
+		return err // by who asked
+	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoAnswer, err)
+		return fmt.Errorf("%w: %w", ErrNoAnswer, errors.Join(err, context.Cause(ctx)))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
