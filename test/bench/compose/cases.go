@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -41,6 +42,7 @@ type bench struct {
 	subjects      []*subject
 	n, most       int
 	limit, budget time.Duration
+	only          *regexp.Regexp // of cases
 	begun         time.Time
 	leftOut       []string // cases for which no time was left
 }
@@ -69,7 +71,7 @@ func (b *bench) measure(ctx context.Context) {
 		{"flat 200", []string{v5There}, 0, 200, b.flat(200)},
 		{"scale to 100", []string{v5There}, 0, 100, b.scale},
 	} {
-		if c.size > b.most {
+		if c.size > b.most || !b.only.MatchString(c.name) {
 			continue
 		}
 		for range max(1, c.times) {

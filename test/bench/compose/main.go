@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"syscall"
 	"time"
 
@@ -28,7 +29,12 @@ func run() error {
 	most := flag.Int("most", 500, "services of the largest application that is started")
 	limit := flag.Duration("limit", 3*time.Minute, "how long one command may take; what takes longer is told as such")
 	budget := flag.Duration("budget", 10*time.Minute, "after so long no further case is begun")
+	only := flag.String("only", "", "take only cases whose name (config of 1 service, flat 500, scale to 100, …) this regular expression matches")
 	flag.Parse()
+	wanted, err := regexp.Compile(*only)
+	if err != nil {
+		return fmt.Errorf("-only: %w", err)
+	}
 	path, err := filepath.Abs(*bin)
 	if err != nil {
 		return err
@@ -47,7 +53,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	b := &bench{dir: dir, subjects: subjects, n: *n, most: *most, limit: *limit, budget: *budget, begun: time.Now()}
+	b := &bench{dir: dir, subjects: subjects, n: *n, most: *most, limit: *limit, budget: *budget, only: wanted, begun: time.Now()}
 	b.measure(ctx)
 	page := b.page()
 	fmt.Print("\n" + page)
