@@ -28,8 +28,6 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-var pingOptions = mobyclient.PingOptions{}
-
 // Batch is images that are built at the same time. A target comes after those
 // that it is made from.
 type Batch struct {
@@ -58,7 +56,7 @@ func (b Batch) Run(ctx context.Context, docker command.Cli) (map[string]map[stri
 		return nil, err
 	}
 	defer c.Close()
-	if _, err := docker.Client().Ping(ctx, pingOptions); err != nil {
+	if _, err := docker.Client().Ping(ctx, mobyclient.PingOptions{}); err != nil {
 		return nil, err // it says how to start the daemon
 	}
 	display, err := progressui.NewDisplay(terminal(b.Out), b.Mode)
@@ -173,7 +171,7 @@ func (b Batch) jobs() ([]*job, error) {
 	for _, t := range b.Targets {
 		j := &job{Target: t, parents: map[string]*job{}, solved: make(chan struct{}), evaluated: make(chan struct{}), finished: make(chan struct{})}
 		for key, at := range t.Contexts {
-			name, ok := strings.CutPrefix(at, fromTarget)
+			name, ok := strings.CutPrefix(at, FromTarget)
 			if !ok {
 				continue
 			}
@@ -409,7 +407,7 @@ func (j *job) inherit(ctx context.Context, req *gateway.SolveRequest) error {
 			if err != nil {
 				return err
 			}
-			input := fromTarget + parent.Name + suffix
+			input := FromTarget + parent.Name + suffix
 			req.FrontendInputs[input] = def.ToPB()
 			req.FrontendOpt["context:"+key+suffix] = "input:" + input
 			if config := parent.result.Metadata[exptypes.ExporterImageConfigKey+metadataSuffix]; config != nil {

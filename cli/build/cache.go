@@ -17,7 +17,9 @@ import (
 
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/command/completion"
 	units "github.com/docker/go-units"
+	mobyclient "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth/cli/remote"
@@ -51,7 +53,7 @@ func explain(ctx context.Context, docker command.Cli, err error) error {
 	case errors.Is(err, remote.ErrNoBerth):
 		return errors.New(say("the daemon knows nothing of cache mounts: it is not Berth's, or older than this program", "el demonio no sabe de montajes de caché: no es de Berth, o es más viejo que este programa"))
 	case errors.As(err, &failed):
-		if _, down := docker.Client().Ping(ctx, pingOptions); down != nil {
+		if _, down := docker.Client().Ping(ctx, mobyclient.PingOptions{}); down != nil {
 			return down // it says how to start the daemon
 		}
 		return failed.Err
@@ -188,7 +190,7 @@ func exportMounts(docker command.Cli) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&file, "output", "o", "", say("File to write (default: the output)", "Archivo en que escribir (por defecto, la salida)"))
-	_ = cmd.RegisterFlagCompletionFunc("output", completeFiles)
+	_ = cmd.RegisterFlagCompletionFunc("output", completion.FileNames())
 	return cmd
 }
 
@@ -217,7 +219,7 @@ func importMounts(docker command.Cli) *cobra.Command {
   berth builder cache import --replace cache.tar.gz
   tar -C ~/.m2 -c . | berth builder cache import --id /root/.m2 -`,
 		Args:              cli.ExactArgs(1),
-		ValidArgsFunction: completeFiles,
+		ValidArgsFunction: completion.FileNames(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := io.Reader(docker.In())
 			if args[0] != "-" {

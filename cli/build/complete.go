@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 
+	"github.com/docker/cli/cli/command/completion"
 	"github.com/spf13/cobra"
 )
 
@@ -19,13 +20,14 @@ func complete(cmd *cobra.Command) {
 	}
 	for flag, words := range map[string][]string{
 		"progress": modes, "network": {"default", "none", "host"}, "provenance": {"false", "min", "max"}, "sbom": {"true", "false"},
-		"allow": {"network.host", "security.insecure"}, "platform": {"linux/amd64", "linux/arm64", "linux/arm/v7"}, "attest": {"type=provenance", "type=sbom"},
+		"allow": {"network.host", "security.insecure"}, "attest": {"type=provenance", "type=sbom"},
 	} {
-		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+		_ = cmd.RegisterFlagCompletionFunc(flag, completion.FromList(words...))
 	}
 	for _, flag := range []string{"file", "iidfile", "metadata-file", "output"} {
-		_ = cmd.RegisterFlagCompletionFunc(flag, completeFiles)
+		_ = cmd.RegisterFlagCompletionFunc(flag, completion.FileNames())
 	}
+	_ = cmd.RegisterFlagCompletionFunc("platform", completion.Platforms())
 	stages := func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		file, _ := cmd.Flags().GetString("file")
 		if file == "" {
@@ -38,10 +40,6 @@ func complete(cmd *cobra.Command) {
 	}
 	_ = cmd.RegisterFlagCompletionFunc("target", stages)
 	_ = cmd.RegisterFlagCompletionFunc("no-cache-filter", stages)
-}
-
-func completeFiles(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	return nil, cobra.ShellCompDirectiveDefault
 }
 
 var stageLine = regexp.MustCompile(`(?im)^[ \t]*FROM[ \t]+.*[ \t]AS[ \t]+(\S+)[ \t\r]*$`)

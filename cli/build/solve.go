@@ -68,8 +68,8 @@ type Target struct {
 	Internal         bool     // its result is for other targets alone
 }
 
-// fromTarget begins a context that is another target's result.
-const fromTarget = "target:"
+// FromTarget begins a context that is another target's result.
+const FromTarget = "target:"
 
 // solve words a target for BuildKit. Cleanup removes what was put on disk.
 // Contexts that are targets are left to the batch.
@@ -321,7 +321,7 @@ func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func()
 		return nil
 	}
 	for name, at := range t.Contexts {
-		if strings.HasPrefix(at, fromTarget) {
+		if strings.HasPrefix(at, FromTarget) {
 			continue
 		}
 		if path, ok := strings.CutPrefix(at, layoutScheme); ok {
@@ -351,7 +351,7 @@ func (t Target) context(docker command.Cli, so *client.SolveOpt) (cleanup func()
 			return cleanup, err
 		}
 	}
-	switch remote := isRemote(t.Context); {
+	switch remote := IsRemote(t.Context); {
 	case remote && len(text) > 0:
 		so.FrontendAttrs["context"], so.FrontendAttrs["dockerfilekey"] = t.Context, "dockerfile"
 		return dockerfile(text, so, mount)
@@ -440,7 +440,8 @@ func readDockerfile(r io.Reader) ([]byte, error) {
 	return text, err
 }
 
-func isRemote(where string) bool {
+// IsRemote tells whether a context is fetched by the builder, and no folder here.
+func IsRemote(where string) bool {
 	if strings.HasPrefix(where, "http://") || strings.HasPrefix(where, "https://") {
 		return true
 	}

@@ -102,7 +102,7 @@ func (t *tool) bakeTarget(o buildOptions, p *types.Project, s types.ServiceConfi
 		out.Args[k] = unexpanded(v)
 	}
 	for key, v := range out.Contexts {
-		if other, ok := strings.CutPrefix(v, "target:"); ok {
+		if other, ok := strings.CutPrefix(v, build.FromTarget); ok {
 			out.Contexts[key] = "target:" + names[other]
 		}
 	}

@@ -213,14 +213,11 @@ func buildOrder(p *types.Project, services []string) ([]string, error) {
 
 // imageName is the name that a service's image gets.
 func (t *tool) imageName(p *types.Project, s types.ServiceConfig) string {
-	if s.Image != "" {
-		return s.Image
-	}
 	sep := "-"
 	if t.isCompatible(p) {
 		sep = "_"
 	}
-	return p.Name + sep + s.Name
+	return app.ImageName(p.Name, s, sep)
 }
 
 // makeImages builds the images of some services at the same time. Services
@@ -326,7 +323,7 @@ func (t *tool) target(o buildOptions, p *types.Project, s types.ServiceConfig) (
 	}
 	for key, v := range b.AdditionalContexts {
 		if other, ok := strings.CutPrefix(v, types.ServicePrefix); ok {
-			v = "target:" + other
+			v = build.FromTarget + other
 		}
 		out.Contexts[key] = v
 	}
@@ -464,7 +461,7 @@ func ulimits(limits map[string]*types.UlimitsConfig) (list []string) {
 // dockerfilePath is relative to the context, where that is a folder here.
 func dockerfilePath(b *types.BuildConfig) string {
 	file := b.Dockerfile
-	if file == "" || strings.Contains(b.Context, "://") || strings.HasPrefix(b.Context, "git@") || strings.HasPrefix(b.Context, "github.com/") {
+	if file == "" || build.IsRemote(b.Context) {
 		return file
 	}
 	if !filepath.IsAbs(file) {

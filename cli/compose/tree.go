@@ -11,6 +11,8 @@ import (
 
 	"github.com/docker/go-units"
 	"golang.org/x/term"
+
+	"github.com/berth-project/berth/lib/prose"
 )
 
 // How often the tree is painted while something works.
@@ -139,7 +141,7 @@ func (t *tree) paint() {
 	if t.dryRun {
 		head = "DRY-RUN MODE - " + head
 	}
-	lines := []string{t.paintedIn("36", clip(head, width))}
+	lines := []string{t.paintedIn("36", prose.Clip(head, width))}
 	shown, hidden := t.visible(height - 2)
 	longest := 0
 	for _, r := range shown {
@@ -149,7 +151,7 @@ func (t *tree) paint() {
 		lines = append(lines, t.line(r, min(longest, max(20, width-30)), width))
 	}
 	if hidden > 0 {
-		lines = append(lines, clip(fmt.Sprintf("   … %d more", hidden), width))
+		lines = append(lines, prose.Clip(fmt.Sprintf("   … %d more", hidden), width))
 	}
 	for _, l := range lines {
 		b.WriteString("\r" + l + "\x1b[K\n")
@@ -202,7 +204,7 @@ func (t *tree) line(r *row, names, width int) string {
 		text += " " + r.details
 	}
 	seconds := fmt.Sprintf("%.1fs", end.Sub(r.started).Seconds())
-	left := clip(fmt.Sprintf("%s %-*s  %s", mark, names, clip(r.id, names), text), width-len(seconds)-3)
+	left := prose.Clip(fmt.Sprintf("%s %-*s  %s", mark, names, prose.Clip(r.id, names), text), width-len(seconds)-3)
 	gap := max(1, width-2-utf8.RuneCountInString(left)-len(seconds))
 	rest := strings.TrimPrefix(left, mark)
 	if i := strings.LastIndex(rest, text); i >= 0 && text != "" {
@@ -228,17 +230,6 @@ func (t *tree) paintedIn(code, text string) string {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
-}
-
-// clip cuts a text to a number of columns.
-func clip(s string, columns int) string {
-	if columns < 1 {
-		return ""
-	}
-	if utf8.RuneCountInString(s) <= columns {
-		return s
-	}
-	return string([]rune(s)[:columns-1]) + "…"
 }
 
 // size is the terminal's width and height, or 80 × 24 where it has none.

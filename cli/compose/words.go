@@ -33,7 +33,12 @@ var spanish = [][2]string{
 }
 
 // words gives a text that came in English in the language of the screen.
-func words(text string) string { return say(text, inSpanish(text)) }
+func words(text string) string {
+	if say("en", "es") == "en" {
+		return text
+	}
+	return inSpanish(text)
+}
 
 func inSpanish(text string) string {
 	for _, s := range spanish {

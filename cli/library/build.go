@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/docker/cli/cli/command/completion"
 	"github.com/spf13/cobra"
 
 	"github.com/berth-project/berth/cli/library/maker"
@@ -86,7 +87,8 @@ paquete más reciente.`),
 	f.BoolVar(&o.Replace, "replace", false, locale.Say("Take names from images that are not of the library", "Tomar nombres de imágenes ajenas a la biblioteca"))
 	f.StringVar(&lock, "lock", "", locale.Say("Use the package versions of this file instead of the mirror's newest", "Usar las versiones de paquetes de este archivo en vez de las últimas de la réplica"))
 	f.StringVar(&writeLock, "write-lock", "", locale.Say("Write the package versions that are used to this file", "Escribir en este archivo las versiones de paquetes usadas"))
-	completeFiles(cmd, "lock", "write-lock")
+	_ = cmd.RegisterFlagCompletionFunc("lock", completion.FileNames())
+	_ = cmd.RegisterFlagCompletionFunc("write-lock", completion.FileNames())
 	n.mirrorFlags(cmd)
 	n.formatFlag(cmd, &format)
 	return cmd

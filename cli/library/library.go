@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/docker/cli/cli"
 	"github.com/docker/cli/cli/command"
+	"github.com/docker/cli/cli/command/completion"
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
@@ -27,6 +29,7 @@ import (
 	"github.com/berth-project/berth/cli/library/mirror"
 	"github.com/berth-project/berth/cli/locale"
 	"github.com/berth-project/berth/format/recipe"
+	"github.com/berth-project/berth/lib/prose"
 	recipes "github.com/berth-project/berth/library"
 )
 
@@ -78,19 +81,10 @@ func (n *noun) mirrorFlags(cmd *cobra.Command) {
 	f.StringVar(&n.o.Keyring, "keyring", mirror.DefaultKeyring, locale.Say("Keys that may sign the mirror's index", "Claves que pueden firmar el índice de la réplica"))
 	f.StringVar(&n.o.Cache, "cache", "", locale.Say("Folder of fetched packages (default: berth/library in the user's cache)", "Carpeta de paquetes descargados (por omisión, berth/library en la caché del usuario)"))
 	f.BoolVar(&n.o.Offline, "offline", false, locale.Say("Use fetched packages only", "Usar solo paquetes ya descargados"))
-	completeFiles(cmd, "keyring")
+	_ = cmd.RegisterFlagCompletionFunc("keyring", completion.FileNames())
 	_ = cmd.MarkFlagDirname("cache")
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return advise(run(cmd, args)) }
-}
-
-// completeFiles lets the shell offer files for flags.
-func completeFiles(cmd *cobra.Command, flags ...string) {
-	for _, f := range flags {
-		_ = cmd.RegisterFlagCompletionFunc(f, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return nil, cobra.ShellCompDirectiveDefault
-		})
-	}
 }
 
 // advise adds to an error of a mirror or a cache what to do next.
@@ -189,13 +183,8 @@ func unknown(name string, known map[string]*recipe.Recipe) error {
 	if short, _, tagged := strings.Cut(name, ":"); tagged && known[short] != nil {
 		return fmt.Errorf(locale.Say("%s: the version is the one that Debian has: leave the tag out (berth library build %s)", "%s: la versión es la que tiene Debian: omita la etiqueta (berth library build %s)"), name, short)
 	}
-	near := &cobra.Command{SuggestionsMinimumDistance: 2}
-	for k := range known {
-		near.AddCommand(&cobra.Command{Use: k, Run: func(*cobra.Command, []string) {}})
-	}
-	if like := near.SuggestionsFor(name); len(like) > 0 {
-		slices.Sort(like)
-		return fmt.Errorf(locale.Say("the library has no image %q; did you mean %s?", "la biblioteca no tiene la imagen %q; ¿quería decir %s?"), name, strings.Join(like, ", "))
+	if near := prose.Nearest(name, slices.Sorted(maps.Keys(known))); near != "" {
+		return fmt.Errorf(locale.Say("the library has no image %q; did you mean %s?", "la biblioteca no tiene la imagen %q; ¿quería decir %s?"), name, near)
 	}
 	return fmt.Errorf(locale.Say("the library has no image %q: see 'berth library ls'", "la biblioteca no tiene la imagen %q: vea 'berth library ls'"), name)
 }

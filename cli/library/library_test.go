@@ -54,23 +54,6 @@ func TestNamesAreCompleted(t *testing.T) {
 	}
 }
 
-func TestALineIsCutToTheTerminal(t *testing.T) {
-	for _, c := range []struct {
-		line  string
-		width int
-		want  string
-	}{
-		{"NOMBRE   DESCRIPCIÓN\n", 0, "NOMBRE   DESCRIPCIÓN\n"},
-		{"NOMBRE   DESCRIPCIÓN\n", 20, "NOMBRE   DESCRIPCIÓN\n"},
-		{"NOMBRE   DESCRIPCIÓN\n", 19, "NOMBRE   DESCRIPCI…\n"},
-		{"NOMBRE\n", 1, "…\n"},
-	} {
-		if got := cut(c.line, c.width); got != c.want {
-			t.Errorf("%q in %d: %q, should be %q", c.line, c.width, got, c.want)
-		}
-	}
-}
-
 func TestAFailureOfAMirrorSaysWhatToDo(t *testing.T) {
 	t.Setenv("LC_ALL", "C")
 	other := errors.New("other")

@@ -16,6 +16,7 @@ import (
 	"github.com/berth-project/berth/cli/library/maker"
 	"github.com/berth-project/berth/cli/locale"
 	"github.com/berth-project/berth/format/recipe"
+	"github.com/berth-project/berth/lib/prose"
 )
 
 // row is one image in the list.
@@ -113,22 +114,16 @@ func (n *noun) table(rows []row) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	_, width := n.docker.Out().GetTtySize() // 0 where it is no terminal
+	_, width := n.docker.Out().GetTtySize()
 	for line := range strings.Lines(text.String()) {
-		if _, err := io.WriteString(n.docker.Out(), cut(line, int(width))); err != nil {
+		if width > 0 { // else it is no terminal
+			line = prose.Clip(strings.TrimRight(line, "\n"), int(width)) + "\n"
+		}
+		if _, err := io.WriteString(n.docker.Out(), line); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// cut shortens a line of a table to the width of a terminal; 0 is any width.
-func cut(line string, width int) string {
-	letters := []rune(strings.TrimRight(line, "\n"))
-	if width == 0 || len(letters) <= width {
-		return line
-	}
-	return string(letters[:width-1]) + "…\n"
 }
 
 func mb(n float64) string {

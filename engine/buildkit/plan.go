@@ -165,8 +165,8 @@ func (w whileAlive) Read(p []byte) (int, error) {
 	return w.r.Read(p)
 }
 
-// dockerfileOf gives the file of a name. It reads an archive to its end, and refuses one that would fill the
-// disk: BuildKit unpacks whatever it is given.
+// dockerfileOf gives the file of a name. It reads an archive to its end, and
+// refuses one that would fill the disk: BuildKit unpacks whatever it is given.
 func dockerfileOf(r io.Reader, name string, free int64) (text []byte, err error) {
 	plain, err := inflate.NewReader(r)
 	if err != nil {
