@@ -133,9 +133,48 @@ func (o Options) choose(p *types.Project) (*types.Project, error) {
 		return nil, err
 	}
 	if !o.AllResources {
-		p = p.WithoutUnnecessaryResources()
+		p = withoutUnused(p)
 	}
 	return p, nil
+}
+
+// withoutUnused drops networks, volumes, secrets, configs and models that
+// nothing uses. compose-go looks at services alone: here pre_start hooks, jobs
+// and the builds that those of services are made from stand as some for it.
+func withoutUnused(p *types.Project) *types.Project {
+	all := *p
+	all.Services = maps.Clone(p.Services)
+	add := func(c types.ContainerSpec, w types.WorkloadSpec) {
+		name := fmt.Sprintf("\x00%d", len(all.Services)) // nobody's
+		all.Services[name] = types.ServiceConfig{Name: name, ContainerSpec: c, WorkloadSpec: w}
+	}
+	seen := map[string]bool{}
+	var parents func(b *types.BuildConfig)
+	parents = func(b *types.BuildConfig) {
+		if b == nil {
+			return
+		}
+		for _, at := range b.AdditionalContexts {
+			name, ok := strings.CutPrefix(at, types.ServicePrefix)
+			if parent, err := p.GetDisabledService(name); ok && !seen[name] && err == nil {
+				seen[name] = true
+				add(types.ContainerSpec{}, types.WorkloadSpec{Build: parent.Build})
+				parents(parent.Build)
+			}
+		}
+	}
+	for _, s := range p.Services {
+		for _, h := range s.PreStart {
+			add(h.ContainerSpec, types.WorkloadSpec{})
+		}
+		parents(s.Build)
+	}
+	for _, j := range p.Jobs {
+		add(j.ContainerSpec, j.WorkloadSpec)
+	}
+	kept := all.WithoutUnnecessaryResources()
+	maps.DeleteFunc(kept.Services, func(name string, _ types.ServiceConfig) bool { return strings.HasPrefix(name, "\x00") })
+	return kept
 }
 
 // session is one reading of one project.

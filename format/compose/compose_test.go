@@ -2,8 +2,11 @@ package compose
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,6 +67,30 @@ func TestLoadReadsAProject(t *testing.T) {
 	}
 	if len(a.Warnings) != 1 || !strings.Contains(a.Warnings[0], "NONE") {
 		t.Errorf("warnings: %q", a.Warnings)
+	}
+}
+
+// Not only what services use is needed.
+func TestWhatHooksJobsAndParentsUseIsKept(t *testing.T) {
+	a := mustLoad(t, map[string]string{"compose.yaml": `name: x
+services:
+  web:
+    build: {dockerfile_inline: FROM middle, additional_contexts: {middle: "service:middle"}}
+    pre_start: [{command: ["true"], secrets: [hook], volumes: ["hook:/v"], configs: [hook]}]
+  middle: {build: {dockerfile_inline: FROM base, additional_contexts: {base: "service:base"}}}
+  base: {build: {dockerfile_inline: FROM scratch, secrets: [parent]}}
+  other: {image: x, volumes: ["other:/v"], secrets: [other]}
+jobs:
+  j: {image: x, triggers: {manual: true}, secrets: [job], volumes: ["job:/v"], networks: [job]}
+secrets: {hook: {file: a}, parent: {file: b}, job: {file: c}, other: {file: d}}
+configs: {hook: {content: x}, other: {content: x}}
+volumes: {hook: {}, job: {}, other: {}}
+networks: {job: {}, other: {}}
+`}, Options{Services: []string{"web"}})
+	p := a.Project
+	got := fmt.Sprint(p.ServiceNames(), slices.Sorted(maps.Keys(p.Secrets)), slices.Sorted(maps.Keys(p.Configs)), slices.Sorted(maps.Keys(p.Volumes)), slices.Sorted(maps.Keys(p.Networks)))
+	if want := "[web] [hook job parent] [hook] [hook job] [default job]"; got != want {
+		t.Errorf("%s, should be %s", got, want)
 	}
 }
 
